@@ -1,0 +1,14 @@
+// The backends compiled into this binary.
+#ifndef TIM4REC_MODEL_BACKENDS_BUILTIN_H_
+#define TIM4REC_MODEL_BACKENDS_BUILTIN_H_
+
+#include "model/engine/backend.h"
+
+namespace tim4rec {
+
+// "cpu" always; "cuda" where it was built. "auto" prefers cuda where a device is present, else cpu.
+const BackendRegistry& BuiltinBackends();
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_MODEL_BACKENDS_BUILTIN_H_

@@ -1,0 +1,99 @@
+// What computes: holds the states of users in slots, folds events into them, reads queries out of
+// them and ranks the catalogue. Implemented by the cpu, cuda and torch backends.
+#ifndef TIM4REC_MODEL_ENGINE_BACKEND_H_
+#define TIM4REC_MODEL_ENGINE_BACKEND_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "model/weights/package.h"
+
+namespace tim4rec {
+
+// Handle of a user's state inside one backend. Dense, from 0, reused after Release.
+using Slot = int32_t;
+
+struct FoldEvent {
+  int32_t item;          // 1 … V-1
+  int64_t timestamp_ms;  // not below the slot's last timestamp (a smaller one counts as gap 0)
+};
+
+struct Run {
+  Slot slot;
+  std::span<const FoldEvent> events;  // in fold order
+};
+
+struct QueryRequest {
+  Slot slot;         // at least one event folded in
+  int64_t as_of_ms;  // not before the slot's last event (else counts as gap 0)
+};
+
+struct TopKRequest {
+  std::span<const float> query;         // [D]
+  int k = 10;                           // 1 … 1000
+  std::span<const int32_t> excluded;    // ascending, distinct
+  bool candidates_only = false;         // rank only `candidates`
+  std::span<const int32_t> candidates;  // ascending, distinct, read if candidates_only
+};
+
+struct ScoredItem {
+  int32_t item;
+  float score;
+};
+
+// Thread-safety: calls on disjoint slots may run concurrently; Allocate and Release may run beside
+// anything. Two calls on one slot must not overlap. A failed call leaves every state as it was.
+//
+// Advance is a pure function of (model, ordered events), bit for bit the same for every backend
+// with exact() true, every batch and every split of a run (see kernels.h).
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string_view name() const = 0;  // "cpu", "cuda", "torch"
+  virtual bool exact() const = 0;             // follows the canonical operation order
+  virtual int64_t state_bytes() const = 0;    // StateLayout::bytes
+
+  // A slot with the empty state (no events). RESOURCE_EXHAUSTED when no memory is left.
+  virtual absl::StatusOr<Slot> Allocate() = 0;
+  virtual void Release(Slot slot) = 0;
+
+  // Folds each run into its slot; a slot appears at most once. INVALID_ARGUMENT on an item out of
+  // range.
+  virtual absl::Status Advance(std::span<const Run> runs) = 0;
+
+  // Writes the query vectors [B,D]; changes no state.
+  virtual absl::Status Query(std::span<const QueryRequest> requests, std::span<float> queries) = 0;
+
+  // For each request the exact k best by float32 score, best first, ties by smaller item index;
+  // fewer if fewer are eligible. Never returns index 0.
+  virtual absl::Status TopK(std::span<const TopKRequest> requests,
+                            std::vector<std::vector<ScoredItem>>* results) = 0;
+
+  // The state record of StateLayout, state_bytes() long. Import refuses another length.
+  virtual absl::Status Export(Slot slot, std::span<std::byte> record) const = 0;
+  virtual absl::Status Import(Slot slot, std::span<const std::byte> record) = 0;
+};
+
+// Makes a backend for a model; fails with the reason (for cuda without a device, the driver's own).
+using BackendFactory =
+    std::function<absl::StatusOr<std::unique_ptr<Backend>>(std::shared_ptr<const ModelPackage>)>;
+
+// The backends of a binary by name, composed in model/backends and handed to the engine.
+struct BackendRegistry {
+  std::map<std::string, BackendFactory> factories;
+  std::vector<std::string> preference;  // what "auto" tries, in order
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_MODEL_ENGINE_BACKEND_H_

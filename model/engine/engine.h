@@ -1,0 +1,42 @@
+// A model that serves: an opened package on a backend, admitted only after its probe passed.
+#ifndef TIM4REC_MODEL_ENGINE_ENGINE_H_
+#define TIM4REC_MODEL_ENGINE_ENGINE_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "model/engine/backend.h"
+#include "model/weights/package.h"
+
+namespace tim4rec {
+
+// Immutable but for the backend's slots; thread-safe as Backend is.
+class Engine {
+ public:
+  // `backend`: a name in the registry, or "auto" for the first of its preference that starts.
+  // Folds every history of the probe and compares query vectors (relative error at most 1e-5 in the
+  // Euclidean norm) and top items (equal, but for neighbours whose float64 scores tie within the
+  // bound); FAILED_PRECONDITION names the first case that differs.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(std::shared_ptr<const ModelPackage> package,
+                                                        const BackendRegistry& registry,
+                                                        const std::string& backend = "auto");
+
+  const ModelPackage& package() const { return *package_; }
+  const ModelConfig& config() const { return package_->config(); }
+  const ItemCatalog& catalog() const { return package_->catalog(); }
+  const std::string& fingerprint() const { return package_->fingerprint(); }
+  Backend& backend() const { return *backend_; }
+
+ private:
+  Engine(std::shared_ptr<const ModelPackage> package, std::unique_ptr<Backend> backend)
+      : package_(std::move(package)), backend_(std::move(backend)) {}
+
+  std::shared_ptr<const ModelPackage> package_;
+  std::unique_ptr<Backend> backend_;
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_MODEL_ENGINE_ENGINE_H_

@@ -1,0 +1,130 @@
+// The model package: a directory that holds all that serving a model needs.
+//
+//   config.json          ModelConfig, "format_version", "fingerprint"
+//   weights.safetensors  float32 tensors by name
+//   items.tsv            index, item id, title, categories ('|'-separated), training events; one
+//   row per item probe.safetensors    histories with the float64 reference's query vectors and
+//   top-k metrics.json         data, split, seeds, accuracy; not read when serving
+#ifndef TIM4REC_MODEL_WEIGHTS_PACKAGE_H_
+#define TIM4REC_MODEL_WEIGHTS_PACKAGE_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "model/config/config.h"
+
+namespace tim4rec {
+
+// A float32 tensor that views memory owned by somebody else (the mapped file, or the writer's).
+struct TensorView {
+  std::vector<int64_t> shape;
+  std::span<const float> data;  // row-major
+};
+
+struct Item {
+  std::string id;
+  std::string title;                    // empty if unknown
+  std::vector<std::string> categories;  // empty if unknown
+  int64_t train_events = 0;             // popularity
+};
+
+// The catalogue: items by index 1 … V-1 (index 0 is padding) and by id. Immutable, thread-safe.
+class ItemCatalog {
+ public:
+  ItemCatalog() = default;
+  // `items[0]` is the padding entry (its id is empty). INVALID_ARGUMENT on an empty, oversized
+  // (over 256 bytes) or repeated id.
+  static absl::StatusOr<ItemCatalog> Create(std::vector<Item> items);
+
+  int64_t size() const { return static_cast<int64_t>(items_.size()); }  // V
+  const Item& item(int32_t index) const { return items_[index]; }
+  std::optional<int32_t> Find(std::string_view id) const;
+  // Indices 1 … V-1, most training events first, ties by index.
+  const std::vector<int32_t>& by_popularity() const { return by_popularity_; }
+
+ private:
+  std::vector<Item> items_;
+  std::unordered_map<std::string, int32_t> index_;
+  std::vector<int32_t> by_popularity_;
+};
+
+// One history of the probe. Timestamps in ms.
+struct ProbeCase {
+  std::vector<int32_t> items;
+  std::vector<int64_t> timestamps_ms;
+  int64_t as_of_ms = 0;
+  std::vector<double> query;       // [D], float64 reference
+  std::vector<int32_t> top_items;  // best first, whole catalogue, nothing excluded
+};
+
+struct PackageContents {
+  ModelConfig config;
+  std::map<std::string, std::pair<std::vector<int64_t>, std::vector<float>>>
+      tensors;              // shape, row-major data
+  std::vector<Item> items;  // [V]
+  std::vector<ProbeCase> probe;
+  std::string metrics_json = "{}";
+};
+
+// Writes the package into `dir` so that a reader sees the old package, the new one or none, never a
+// mix: files are written to a sibling directory, synced, and renamed. Fails on an invalid config,
+// on missing, unknown or misshapen tensors (all named in one error), on values that are not finite.
+absl::Status WritePackage(const std::string& dir, const PackageContents& contents);
+
+// An opened package: weights memory-mapped, every bound and every shape checked. Immutable,
+// thread-safe.
+class ModelPackage {
+ public:
+  // NOT_FOUND without a directory or file; INVALID_ARGUMENT naming file and fault for any malformed
+  // content; DATA_LOSS if the fingerprint does not match the content.
+  static absl::StatusOr<std::shared_ptr<const ModelPackage>> Open(const std::string& dir);
+  // The same object from memory, for evaluation during training. Checks as WritePackage does.
+  static absl::StatusOr<std::shared_ptr<const ModelPackage>> FromContents(PackageContents contents);
+
+  virtual ~ModelPackage() = default;
+  const ModelConfig& config() const { return config_; }
+  const ItemCatalog& catalog() const { return catalog_; }
+  // 32 hex digits over all that makes states compatible: config, time constants, weights, item ids
+  // by index.
+  const std::string& fingerprint() const { return fingerprint_; }
+  const std::vector<ProbeCase>& probe() const { return probe_; }
+  const std::string& metrics_json() const { return metrics_json_; }
+  // Every tensor of TensorShapes(config) is present.
+  const TensorView& tensor(const std::string& name) const { return tensors_.at(name); }
+
+ protected:
+  ModelPackage() = default;
+  ModelConfig config_;
+  ItemCatalog catalog_;
+  std::string fingerprint_;
+  std::vector<ProbeCase> probe_;
+  std::string metrics_json_;
+  std::map<std::string, TensorView> tensors_;
+};
+
+// Names and shapes of the tensors that a model of this configuration has: the one list that the
+// reference, the writer, the reader and the backends agree on. Streaming:
+//   item_embedding.weight [V,D]; in_layer_norm.{weight,bias} [D];
+//   ssd_layers.{i}.ssd.{dt_bias,A_log,D} [H], .in_proj.weight [2E+2N+H,D], .in_proj.bias,
+//   .conv1d.weight [E+2N,1,K], .conv1d.bias [E+2N], .norm.weight [E], .out_proj.weight [D,E],
+//   .out_proj.bias [D]; with time_write: .conv1d4time_{1,2}.weight [H,1,K], .bias [H],
+//   .mlp4time_scale.1.weight [M,1], .1.bias [M], .mlp4time_scale.3.weight [H,M], .3.bias [H]; with
+//   time_decay: .log_memory_ms [H] (natural log of T_h); ssd_layers.{i}.layer_norm.{weight,bias}
+//   [D]; with is_ffn: ssd_layers.{i}.ffn.fc1.weight [F,D], .bias [F], .fc2.weight [D,F], .bias [D],
+//   .layer_norm.{weight,bias} [D]; with time_query: query_gate.1.weight [M,1], query_gate.1.bias
+//   [M], query_gate.3.weight [2D,M], .3.bias [2D].
+// Published: the released code's state-dict names and shapes.
+std::map<std::string, std::vector<int64_t>> TensorShapes(const ModelConfig& config);
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_MODEL_WEIGHTS_PACKAGE_H_

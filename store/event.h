@@ -1,0 +1,44 @@
+// Events and their order.
+#ifndef TIM4REC_STORE_EVENT_H_
+#define TIM4REC_STORE_EVENT_H_
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+namespace tim4rec {
+
+// A user's interaction with an item. Ids are UTF-8, 1 to 256 bytes (event_id may be empty); the
+// caller has validated them. Two events of a user are the same event if timestamp and event id are
+// equal, or, without an event id, timestamp and item id: the first one written stays.
+struct Event {
+  std::string item_id;
+  int64_t timestamp_ms = 0;  // unix milliseconds, may be negative
+  std::string event_id;      // optional
+};
+
+// An event's place in its user's fold order: bytes whose lexicographic order is (timestamp, event
+// id or hash of the item). The user's key prefix is not part of it.
+using Position = std::string;
+Position PositionOf(const Event& event);
+absl::StatusOr<int64_t> TimestampOf(std::string_view position);
+
+// What a state was folded from. A state whose lineage does not match the log is not served.
+struct Lineage {
+  uint64_t event_count = 0;  // events of the log covered, those of unknown items included
+  Position watermark;        // of the last event covered; empty if none
+  std::array<uint64_t, 2> hash = {0,
+                                  0};  // rolling hash of all covered (position, item id), in order
+  bool log_truncated = false;          // events before the covered ones were removed by retention
+
+  // Covers one more event, which lies behind the watermark.
+  void Extend(std::string_view position, std::string_view item_id);
+  bool operator==(const Lineage&) const = default;
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_STORE_EVENT_H_

@@ -1,0 +1,53 @@
+// The durable truth: each user's events in fold order.
+#ifndef TIM4REC_STORE_EVENT_LOG_H_
+#define TIM4REC_STORE_EVENT_LOG_H_
+
+#include <functional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "store/event.h"
+
+namespace tim4rec {
+
+enum class Durability {
+  kBuffered,  // survives the end of the process, not the loss of power
+  kSynced,    // survives both once the call has returned
+};
+
+enum class AppendOutcome { kAdded, kDuplicate };
+
+struct UserEvents {
+  std::string_view user_id;
+  std::span<const Event> events;
+};
+
+// Thread-safe, except that two calls that write the same user must not overlap (a partition has one
+// worker). Errors: UNAVAILABLE or RESOURCE_EXHAUSTED (disk full) when the disk refuses, DATA_LOSS
+// naming the user when a stored event fails its checksum. A failed Append has added nothing.
+class EventLog {
+ public:
+  virtual ~EventLog() = default;
+
+  // Adds what is absent, atomically over the whole call; concurrent synced calls share a sync. One
+  // outcome per event, in order of the request. A repeat within the call is a duplicate too.
+  virtual absl::StatusOr<std::vector<std::vector<AppendOutcome>>> Append(
+      std::span<const UserEvents> batch, Durability durability) = 0;
+
+  // Visits the user's events in fold order, those behind `after` ("" for all), until the visitor
+  // returns false.
+  using Visitor = std::function<bool(std::string_view position, const Event& event)>;
+  virtual absl::Status Read(std::string_view user_id, std::string_view after,
+                            const Visitor& visitor) const = 0;
+
+  // Visits the ids of all users that have events, in key order.
+  virtual absl::Status ForEachUser(
+      const std::function<bool(std::string_view user_id)>& visitor) const = 0;
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_STORE_EVENT_LOG_H_

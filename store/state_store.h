@@ -1,0 +1,46 @@
+// Checkpoints of states: a view of the event log that may be lost at any time.
+#ifndef TIM4REC_STORE_STATE_STORE_H_
+#define TIM4REC_STORE_STATE_STORE_H_
+
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "store/event.h"
+
+namespace tim4rec {
+
+struct StateRecord {
+  Lineage lineage;
+  std::string payload;  // opaque here; the engine's state record (StateLayout)
+};
+
+struct UserState {
+  std::string_view user_id;
+  std::string_view fingerprint;  // of the model, 32 hex digits
+  const StateRecord* record;
+};
+
+// Thread-safe, with EventLog's exception.
+class StateStore {
+ public:
+  virtual ~StateStore() = default;
+
+  // The user's checkpoint for that model. Empty if there is none, or if what is stored fails any
+  // check of its envelope (counted in RocksDbStore::stats().corrupt_states): the caller folds the
+  // log instead.
+  virtual absl::StatusOr<std::optional<StateRecord>> Get(std::string_view user_id,
+                                                         std::string_view fingerprint) const = 0;
+
+  // Replaces checkpoints; not durable before Flush.
+  virtual absl::Status Put(std::span<const UserState> states) = 0;
+  virtual absl::Status Flush() = 0;
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_STORE_STATE_STORE_H_
