@@ -1,0 +1,98 @@
+"""Tests of the scripts in deploy/: the generator, the progress bar, the quickstart.
+
+Usage: deploy_test.py ROOT PRESET [unittest arguments]
+"""
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT, PRESET = pathlib.Path(sys.argv.pop(1)), sys.argv.pop(1)
+DEPLOY = ROOT / "deploy"
+
+
+def run(*command, **options):
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, **options)
+
+
+class Synthesize(unittest.TestCase):
+    def make(self, folder, *flags):
+        out = pathlib.Path(folder, "s.inter")
+        done = run(sys.executable, DEPLOY / "synthesize.py", out, "--users", 20, *flags)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return out.read_bytes(), out.with_suffix(".item").read_bytes()
+
+    def test_same_seed_same_bytes(self):
+        with tempfile.TemporaryDirectory() as folder:
+            first = self.make(folder)
+            self.assertEqual(first, self.make(folder))
+            self.assertNotEqual(first, self.make(folder, "--seed", 8))
+
+    def test_rows_are_in_time_order_and_items_have_titles(self):
+        with tempfile.TemporaryDirectory() as folder:
+            rows, items = self.make(folder)
+            events = [line.split("\t") for line in rows.decode().splitlines()[1:]]
+            self.assertEqual(len({u for u, _, _ in events}), 20)
+            times = [int(t) for _, _, t in events]
+            self.assertEqual(times, sorted(times))
+            titled = {line.split("\t")[0] for line in items.decode().splitlines()[1:]}
+            self.assertLessEqual({i for _, i, _ in events}, titled)
+
+    def test_a_wrong_name_is_refused(self):
+        done = run(sys.executable, DEPLOY / "synthesize.py", "/nowhere/s.csv")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("must end in .inter", done.stderr)
+
+
+class Progress(unittest.TestCase):
+    def test_the_last_step_is_shown_and_other_lines_pass(self):
+        done = run(sys.executable, DEPLOY / "progress.py", "--label", "build",
+                   input="[1/2] compiling\nwarning: odd\n[2/2] linking\n")
+        self.assertIn("warning: odd\n", done.stdout)
+        self.assertRegex(done.stdout, r"build \[#{30}\] 2/2 .* left")
+
+
+class Packages(unittest.TestCase):
+    def test_the_list_is_the_only_one(self):
+        names = [n for n in (DEPLOY / "packages.txt").read_text().splitlines() if n and not n.startswith("#")]
+        self.assertEqual(len(names), len(set(names)))
+        for name in names:
+            self.assertRegex(name, r"^[a-z0-9][a-z0-9.+-]*$")
+        self.assertIn("deploy/packages.txt", (ROOT / "Dockerfile").read_text())
+        for script in (DEPLOY / "quickstart.sh", ROOT / "tests" / "run.sh"):
+            self.assertIn("deploy/install_packages.sh", script.read_text())
+            self.assertNotIn("apt-get", script.read_text())
+
+
+class Quickstart(unittest.TestCase):
+    def test_an_unknown_option_and_a_missing_file_are_refused(self):
+        for argument, word in (("--nope", "unknown option --nope"), ("/nowhere.inter", "cannot read /nowhere.inter")):
+            done = run(DEPLOY / "quickstart.sh", argument)
+            self.assertEqual(done.returncode, 2)
+            self.assertIn(word, done.stderr)
+
+    def test_help_tells_the_usage(self):
+        done = run(DEPLOY / "quickstart.sh", "--help")
+        self.assertEqual(done.returncode, 0)
+        self.assertIn("Usage: deploy/quickstart.sh [--exit] [INTERACTIONS]", done.stdout)
+
+    def test_from_a_file_to_recommendations(self):
+        with tempfile.TemporaryDirectory() as folder:
+            data = pathlib.Path(folder, "tiny.inter")
+            run(sys.executable, DEPLOY / "synthesize.py", data, "--users", 40, "--items", 80, "--events", 20)
+            done = run(DEPLOY / "quickstart.sh", "--exit", data, timeout=900,
+                       env={"PATH": "/usr/local/cuda/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": folder,
+                            "TIM4REC_PRESET": PRESET, "TIM4REC_RUN": str(pathlib.Path(folder, "run")),
+                            "TIM4REC_TRAIN_FLAGS": "--epochs 2"})
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            for heading in ("last interactions", "top 10 before", "top 10 after", "thirty days later",
+                            "gRPC     127.0.0.1:", "metrics  http://127.0.0.1:", "the server was stopped"):
+                self.assertIn(heading, done.stdout)
+            rows = [line for line in done.stdout.splitlines() if re.search(r"Series \d+, Part \d+.* {3}.*Series", line)]
+            self.assertEqual(len(rows), 30, done.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
