@@ -25,6 +25,7 @@ COLUMNS = {"user": ("user_id", "userid", "user"),
            "time": ("timestamp", "time", "ts")}
 THIRTY_DAYS_MS = 30 * 86_400_000
 CALLS_IN_FLIGHT = 16
+EVENTS_PER_CALL = 500
 MILLISECONDS_FROM = 1e11  # a larger timestamp is in milliseconds already
 
 
@@ -64,11 +65,12 @@ def record_request(user, events):
 
 
 def record_all(stub, label, batches):
-    """Records every user's events, several calls in flight. Returns the number of events applied."""
+    """Records every user's events, several calls in flight, and prints how many had which outcome."""
     statuses = collections.Counter()
     bar, done = Bar(label), 0
     with concurrent.futures.ThreadPoolExecutor(CALLS_IN_FLIGHT) as pool:
-        calls = [pool.submit(stub.RecordInteractions, record_request(u, e), timeout=30) for u, e in batches]
+        calls = [pool.submit(stub.RecordInteractions, record_request(u, e[n:n + EVENTS_PER_CALL]), timeout=30)
+                 for u, e in batches for n in range(0, len(e), EVENTS_PER_CALL)]
         for call in concurrent.futures.as_completed(calls):
             answer = call.result()
             statuses.update(pb.InteractionStatus.Name(r.status) for r in answer.results)
