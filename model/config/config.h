@@ -65,9 +65,15 @@ struct ModelConfig {
   // INVALID_ARGUMENT listing every fault at once, each with the field's name and limit.
   absl::Status Validate() const;
 
-  // JSON of all fields, keys sorted. Unknown keys in the input are an error.
+  // JSON of all fields, keys sorted. FromJson takes defaults for missing keys and runs Validate;
+  // unknown keys and wrong types are INVALID_ARGUMENT, all of them named at once.
   std::string ToJson() const;
   static absl::StatusOr<ModelConfig> FromJson(const std::string& json);
+
+  // What of the configuration a state depends on, as canonical text: the fields of this variant,
+  // without those of training only. A field added later must be left out where it has the value
+  // that older packages imply, so that their fingerprints stay.
+  std::string FingerprintText() const;
 };
 
 // Where each tensor of a user's state lies. A state is one contiguous record, the same bytes on
@@ -76,11 +82,11 @@ struct ModelConfig {
 //   offset 0   int64  last_timestamp_ms   of the last folded event; 0 if none
 //   offset 8   int64  folded_events       number of events folded in
 //   offset 16  float32 tensors, per layer: S [H,N,P] (p fastest: SIMD runs over p, the N-sum stays
-//   in
-//              a lane), conv tail [K-1, E+2N] oldest first, then with time_write two time-conv
-//              tails [K-1, H]; after the layers the last output [D]; zero padding to 16 bytes.
+//              in a lane), conv tail [K-1, E+2N] oldest first, then with time_write two time-conv
+//              tails [K-1, H]; zero padding of each layer to 16 bytes; after the layers the last
+//              output [D]; zero padding to 16 bytes.
 //
-// Offsets below are in floats, from byte 16.
+// The empty state is all zero bytes. Offsets below are in floats, from byte 16.
 struct StateLayout {
   int64_t ssm_offset = 0;         // within a layer, S [H,N,P]
   int64_t conv_offset = 0;        // within a layer, [K-1, E+2N]
@@ -92,6 +98,9 @@ struct StateLayout {
   int64_t bytes = 0;              // 16 + 4 * floats
 
   static constexpr int64_t kHeaderBytes = 16;
+  // Part of every fingerprint; raised whenever the order or meaning of a record's bytes changes.
+  static constexpr int kVersion = 1;
+
   static StateLayout Of(const ModelConfig& config);
 };
 

@@ -2,13 +2,17 @@
 //
 //   config.json          ModelConfig, "format_version", "fingerprint"
 //   weights.safetensors  float32 tensors by name
-//   items.tsv            index, item id, title, categories ('|'-separated), training events; one
-//   row per item probe.safetensors    histories with the float64 reference's query vectors and
-//   top-k metrics.json         data, split, seeds, accuracy; not read when serving
+//   items.tsv            index, item id, title, categories ('|'-separated), training events; a
+//                        line of column names, then one row per item (see package_files.h)
+//   probe.safetensors    histories with the float64 reference's query vectors and top items:
+//                        lengths [C], items [sum of lengths], timestamps_ms [the same], as_of_ms
+//                        [C], query [C,D] float64, top_lengths [C], top_items [sum]; else int64
+//   metrics.json         data, split, seeds, accuracy; not needed for serving
 #ifndef TIM4REC_MODEL_WEIGHTS_PACKAGE_H_
 #define TIM4REC_MODEL_WEIGHTS_PACKAGE_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -41,8 +45,8 @@ struct Item {
 class ItemCatalog {
  public:
   ItemCatalog() = default;
-  // `items[0]` is the padding entry (its id is empty). INVALID_ARGUMENT on an empty, oversized
-  // (over 256 bytes) or repeated id.
+  // `items[0]` is the padding entry (its id is empty). INVALID_ARGUMENT on an id that is empty,
+  // oversized (over 256 bytes), repeated or not UTF-8.
   static absl::StatusOr<ItemCatalog> Create(std::vector<Item> items);
 
   int64_t size() const { return static_cast<int64_t>(items_.size()); }  // V
@@ -52,12 +56,17 @@ class ItemCatalog {
   const std::vector<int32_t>& by_popularity() const { return by_popularity_; }
 
  private:
+  struct TextHash {
+    using is_transparent = void;
+    size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
+  };
+
   std::vector<Item> items_;
-  std::unordered_map<std::string, int32_t> index_;
+  std::unordered_map<std::string, int32_t, TextHash, std::equal_to<>> index_;
   std::vector<int32_t> by_popularity_;
 };
 
-// One history of the probe. Timestamps in ms.
+// One history of the probe: at least one event, timestamps ascending (equal ones allowed).
 struct ProbeCase {
   std::vector<int32_t> items;
   std::vector<int64_t> timestamps_ms;
@@ -76,8 +85,10 @@ struct PackageContents {
 };
 
 // Writes the package into `dir` so that a reader sees the old package, the new one or none, never a
-// mix: files are written to a sibling directory, synced, and renamed. Fails on an invalid config,
-// on missing, unknown or misshapen tensors (all named in one error), on values that are not finite.
+// mix: files are written to a sibling directory, synced, and renamed. INVALID_ARGUMENT on an
+// invalid config, on missing, unknown, misshapen or non-finite tensors (all named in one error), on
+// bad items or probe cases, and without any probe case. FAILED_PRECONDITION if `dir` exists and is
+// neither empty nor a package. Other files in a package's directory are kept.
 absl::Status WritePackage(const std::string& dir, const PackageContents& contents);
 
 // An opened package: weights memory-mapped, every bound and every shape checked. Immutable,
@@ -87,14 +98,15 @@ class ModelPackage {
   // NOT_FOUND without a directory or file; INVALID_ARGUMENT naming file and fault for any malformed
   // content; DATA_LOSS if the fingerprint does not match the content.
   static absl::StatusOr<std::shared_ptr<const ModelPackage>> Open(const std::string& dir);
-  // The same object from memory, for evaluation during training. Checks as WritePackage does.
+  // The same object from memory, for evaluation during training. Checks as WritePackage does, but
+  // the probe may be empty.
   static absl::StatusOr<std::shared_ptr<const ModelPackage>> FromContents(PackageContents contents);
 
   virtual ~ModelPackage() = default;
   const ModelConfig& config() const { return config_; }
   const ItemCatalog& catalog() const { return catalog_; }
   // 32 hex digits over all that makes states compatible: config, time constants, weights, item ids
-  // by index.
+  // by index, layout of the state.
   const std::string& fingerprint() const { return fingerprint_; }
   const std::vector<ProbeCase>& probe() const { return probe_; }
   const std::string& metrics_json() const { return metrics_json_; }
