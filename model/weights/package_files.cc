@@ -230,10 +230,11 @@ absl::StatusOr<std::vector<Item>> ParseItems(std::string_view text) {
           "line 1: expected the column names index, item_id, title, "
           "categories, train_events, separated by tabs");
     }
-    if (!ParseItem(line, static_cast<int64_t>(items.size()), &items.emplace_back())) {
+    const auto index = static_cast<int64_t>(items.size());
+    if (!ParseItem(line, index, &items.emplace_back())) {
       return absl::InvalidArgumentError(
           absl::StrCat("line ", line_number, ": expected five fields separated by tabs: index ",
-                       items.size() - 1, ", item id, title, categories, training events"));
+                       index, ", item id, title, categories, training events"));
     }
   }
   if (line_number == 0) return absl::InvalidArgumentError("the file is empty");
