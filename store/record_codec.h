@@ -1,0 +1,67 @@
+// Keys and values on disk (grammar: FORMAT.md). Encoders require what the store has checked
+// (id lengths, fingerprint form); decoders accept any bytes, never read out of bounds, and take
+// nothing but what an encoder wrote.
+#ifndef TIM4REC_STORE_RECORD_CODEC_H_
+#define TIM4REC_STORE_RECORD_CODEC_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "store/event.h"
+#include "store/state_store.h"
+
+namespace tim4rec {
+
+inline constexpr uint32_t kFormatVersion = 1;     // what this program writes
+inline constexpr uint32_t kMinReaderVersion = 1;  // the oldest reader that understands it
+
+inline constexpr size_t kMaxIdBytes = 256;
+inline constexpr size_t kFingerprintDigits = 32;
+inline constexpr size_t kPositionHeaderBytes = 9;
+inline constexpr char kPositionEventId = 1;
+inline constexpr char kPositionItemHash = 2;
+
+void AppendPosition(const Event& event, std::string& out);
+// The timestamp; nullopt if the bytes are not a position.
+std::optional<int64_t> DecodePosition(std::string_view bytes);
+
+// The prefix that all keys of a user share, in `events` and in `states`. No user's prefix is a
+// prefix of another's.
+std::string UserPrefix(std::string_view user_id);
+// The first key behind all keys that begin with `prefix`.
+std::string PrefixEnd(std::string_view prefix);
+// How many bytes of the key are its user prefix; 0 if it has none.
+size_t UserPrefixBytes(std::string_view key);
+// The user id in a key; nullopt if the key has no user prefix or the id's length is out of limits.
+std::optional<std::string_view> UserOfKey(std::string_view key);
+
+// Event key: user prefix, position.
+void AppendEventKey(std::string_view user_id, const Event& event, std::string& out);
+// Event value: what the key does not say, and a checksum over key and value.
+void AppendEventValue(std::string_view key, const Event& event, std::string& out);
+// Fills event; false if anything about the pair is wrong. `position` receives the key's part.
+bool DecodeEvent(std::string_view key, std::string_view value, Event& event,
+                 std::string_view& position);
+
+// True for 32 lower-case hex digits.
+bool IsFingerprint(std::string_view text);
+// State key: user prefix, the fingerprint's 16 bytes.
+std::string StateKey(std::string_view user_id, std::string_view fingerprint);
+void AppendStateValue(std::string_view key, const StateRecord& record, std::string& out);
+// Checks everything but the payload's meaning; false if anything is wrong.
+bool DecodeState(std::string_view key, std::string_view value, StateRecord& record);
+
+// Value of `meta`'s format key.
+struct FormatVersion {
+  uint32_t version = kFormatVersion;
+  uint32_t min_reader = kMinReaderVersion;
+};
+std::string EncodeFormatVersion(const FormatVersion& format);
+std::optional<FormatVersion> DecodeFormatVersion(std::string_view value);
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_STORE_RECORD_CODEC_H_

@@ -1,0 +1,105 @@
+#include "store/rocksdb_options.h"
+
+#include <memory>
+#include <string_view>
+
+#include "rocksdb/cache.h"
+#include "rocksdb/convenience.h"
+#include "rocksdb/filter_policy.h"
+#include "rocksdb/options.h"
+#include "rocksdb/slice_transform.h"
+#include "rocksdb/table.h"
+#include "store/record_codec.h"
+
+namespace tim4rec {
+namespace {
+
+// The prefix of a key that names the user, so that filters answer "nothing of this user here".
+class UserPrefixTransform final : public rocksdb::SliceTransform {
+ public:
+  // Stored in the table files: a new rule needs a new name.
+  const char* Name() const override { return "tim4rec.UserPrefix"; }
+  rocksdb::Slice Transform(const rocksdb::Slice& key) const override {
+    return {key.data(), UserPrefixBytes({key.data(), key.size()})};
+  }
+  bool InDomain(const rocksdb::Slice& key) const override {
+    return UserPrefixBytes({key.data(), key.size()}) != 0;
+  }
+};
+
+rocksdb::CompressionType EventCompression() {
+  for (rocksdb::CompressionType type : rocksdb::GetSupportedCompressions()) {
+    if (type == rocksdb::kLZ4Compression) return type;
+  }
+  return rocksdb::kNoCompression;
+}
+
+rocksdb::BlockBasedTableOptions TableOptions(std::shared_ptr<rocksdb::Cache> cache) {
+  rocksdb::BlockBasedTableOptions table;
+  table.block_cache = std::move(cache);
+  table.checksum = rocksdb::kXXH3;
+  table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
+  // Indexes and filters grow with the data: in the cache, memory stays bounded.
+  table.cache_index_and_filter_blocks = true;
+  table.cache_index_and_filter_blocks_with_high_priority = true;
+  table.pin_l0_filter_and_index_blocks_in_cache = true;
+  table.format_version = 5;
+  return table;
+}
+
+rocksdb::ColumnFamilyOptions FamilyOptions(const rocksdb::BlockBasedTableOptions& table,
+                                           int64_t write_buffer_bytes) {
+  rocksdb::ColumnFamilyOptions family;
+  family.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  family.write_buffer_size = static_cast<size_t>(write_buffer_bytes);
+  family.max_write_buffer_number = 3;
+  family.level_compaction_dynamic_level_bytes = true;
+  family.compression = rocksdb::kNoCompression;
+  return family;
+}
+
+}  // namespace
+
+rocksdb::DBOptions DatabaseOptions(const RocksDbStoreOptions& options) {
+  rocksdb::DBOptions db;
+  if (options.env != nullptr) db.env = options.env;
+  db.create_if_missing = options.create_if_missing;
+  db.create_missing_column_families = options.create_if_missing;
+  // A closed log that was synced and is gone or shorter is an error, not an older database.
+  db.track_and_verify_wals_in_manifest = true;
+  db.max_open_files = 1024;
+  db.max_total_wal_size = 4 * static_cast<uint64_t>(options.write_buffer_bytes);
+  db.max_background_jobs = 2;
+  db.bytes_per_sync = 1 << 20;
+  db.max_log_file_size = 4 << 20;
+  db.keep_log_file_num = 4;
+  db.stats_dump_period_sec = 0;
+  db.stats_persist_period_sec = 0;
+  return db;
+}
+
+std::vector<rocksdb::ColumnFamilyDescriptor> ColumnFamilies(const RocksDbStoreOptions& options) {
+  constexpr int64_t kSmallBufferBytes = 1 << 20;
+  auto cache = rocksdb::NewLRUCache(static_cast<size_t>(options.block_cache_bytes));
+  auto prefix = std::make_shared<UserPrefixTransform>();
+  const rocksdb::BlockBasedTableOptions table = TableOptions(cache);
+
+  rocksdb::ColumnFamilyOptions events = FamilyOptions(table, options.write_buffer_bytes);
+  events.prefix_extractor = prefix;
+  // Most appends ask for keys that are not there.
+  events.memtable_prefix_bloom_size_ratio = 0.05;
+  events.memtable_whole_key_filtering = true;
+  events.compression = EventCompression();
+
+  rocksdb::ColumnFamilyOptions states = FamilyOptions(table, options.write_buffer_bytes);
+  states.prefix_extractor = prefix;
+  states.memtable_prefix_bloom_size_ratio = 0.01;
+
+  const rocksdb::ColumnFamilyOptions small = FamilyOptions(table, kSmallBufferBytes);
+  return {{rocksdb::kDefaultColumnFamilyName, small},
+          {"events", events},
+          {"states", states},
+          {"meta", small}};
+}
+
+}  // namespace tim4rec

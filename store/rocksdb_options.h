@@ -1,0 +1,21 @@
+// How the database is tuned. Internal to store/.
+#ifndef TIM4REC_STORE_ROCKSDB_OPTIONS_H_
+#define TIM4REC_STORE_ROCKSDB_OPTIONS_H_
+
+#include <vector>
+
+#include "rocksdb/db.h"
+#include "store/rocksdb_store.h"
+
+namespace tim4rec {
+
+// Order of the descriptors and of the handles opened from them; default is RocksDB's own column
+// family, unused.
+enum ColumnFamily { kDefaultFamily, kEventsFamily, kStatesFamily, kMetaFamily };
+
+rocksdb::DBOptions DatabaseOptions(const RocksDbStoreOptions& options);
+std::vector<rocksdb::ColumnFamilyDescriptor> ColumnFamilies(const RocksDbStoreOptions& options);
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_STORE_ROCKSDB_OPTIONS_H_

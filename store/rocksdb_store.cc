@@ -1,0 +1,422 @@
+#include "store/rocksdb_store.h"
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "rocksdb/db.h"
+#include "rocksdb/env.h"
+#include "rocksdb/write_batch.h"
+#include "store/record_codec.h"
+#include "store/rocksdb_options.h"
+
+namespace tim4rec {
+namespace {
+
+constexpr char kFormatKey[] = "format";
+constexpr char kProbeKey[] = "probe";
+
+absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
+std::string_view StdView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
+
+std::string Quoted(std::string_view id) {
+  return absl::StrCat("'", absl::Utf8SafeCEscape(View(id)), "'");
+}
+
+absl::Status StatusOf(const rocksdb::Status& status, std::string_view action) {
+  if (status.ok()) return absl::OkStatus();
+  const std::string message = absl::StrCat(View(action), ": ", status.ToString());
+  if (status.IsNoSpace() || status.subcode() == rocksdb::Status::kSpaceLimit) {
+    return absl::ResourceExhaustedError(absl::StrCat(message, " (free some disk space)"));
+  }
+  if (status.IsCorruption()) return absl::DataLossError(message);
+  if (status.IsNotSupported()) return absl::FailedPreconditionError(message);
+  if (status.IsInvalidArgument()) return absl::InvalidArgumentError(message);
+  return absl::UnavailableError(message);
+}
+
+absl::Status OpenError(const rocksdb::Status& status, const std::string& dir) {
+  const std::string text = status.ToString();
+  const auto has = [&](const char* part) { return text.find(part) != std::string::npos; };
+  if (status.IsIOError() && (has("lock hold") || (has("lock") && has("temporarily unavailable")))) {
+    return absl::UnavailableError(
+        absl::StrCat("store ", dir,
+                     " is in use by another process or by this one: stop that process or choose "
+                     "another directory (",
+                     text, ")"));
+  }
+  if (has("create_if_missing is false")) {
+    return absl::NotFoundError(absl::StrCat("store ", dir, " does not exist"));
+  }
+  if (status.IsInvalidArgument()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "store ", dir, " was written by another program or by a newer version (", text, ")"));
+  }
+  return StatusOf(status, absl::StrCat("open store ", dir));
+}
+
+absl::Status CheckId(std::string_view field, std::string_view id) {
+  if (!id.empty() && id.size() <= kMaxIdBytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(View(field), " has ", id.size(), " bytes, expected 1 to ", kMaxIdBytes));
+}
+
+absl::Status CheckStateKey(std::string_view user_id, std::string_view fingerprint) {
+  if (absl::Status id = CheckId("user_id", user_id); !id.ok()) return id;
+  if (IsFingerprint(fingerprint)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("fingerprint ", Quoted(fingerprint), " is not ",
+                                                 kFingerprintDigits, " lower-case hex digits"));
+}
+
+absl::Status CheckEvents(std::span<const UserEvents> batch) {
+  for (const UserEvents& user : batch) {
+    if (absl::Status id = CheckId("user_id", user.user_id); !id.ok()) return id;
+    for (const Event& event : user.events) {
+      if (absl::Status id = CheckId("item_id", event.item_id); !id.ok()) return id;
+      if (event.event_id.empty()) continue;
+      if (absl::Status id = CheckId("event_id", event.event_id); !id.ok()) return id;
+    }
+  }
+  return absl::OkStatus();
+}
+
+// After a power loss the new directory itself must still be there, which RocksDB leaves to us.
+rocksdb::Status SyncParent(rocksdb::Env* env, std::string dir) {
+  while (dir.size() > 1 && dir.back() == '/') dir.pop_back();
+  const size_t slash = dir.rfind('/');
+  const std::string parent = slash == std::string::npos ? "."
+                             : slash == 0               ? "/"
+                                                        : dir.substr(0, slash);
+  std::unique_ptr<rocksdb::Directory> directory;
+  rocksdb::Status status = env->NewDirectory(parent, &directory);
+  return status.ok() ? directory->Fsync() : status;
+}
+
+}  // namespace
+
+struct RocksDbStore::Rep {
+  std::unique_ptr<rocksdb::DB> db;
+  std::vector<rocksdb::ColumnFamilyHandle*> families;
+  std::string dir;
+  bool read_only = false;
+  mutable std::atomic<uint64_t> corrupt_states = 0;
+  std::atomic<uint64_t> append_failures = 0;
+
+  ~Rep() {
+    if (db == nullptr) return;
+    for (rocksdb::ColumnFamilyHandle* family : families) {
+      db->DestroyColumnFamilyHandle(family);
+    }
+    db->Close();
+  }
+
+  absl::Status CheckFormat();
+  absl::Status CheckNotReadOnly() const;
+  rocksdb::Status FindPresent(const std::vector<std::string>& keys,
+                              std::vector<bool>& present) const;
+  std::unique_ptr<rocksdb::Iterator> UserIterator(ColumnFamily family, const std::string& prefix,
+                                                  const rocksdb::Slice& end) const;
+  absl::Status DeletePrefix(ColumnFamily family, const std::string& prefix,
+                            rocksdb::WriteBatch& batch, uint64_t& count) const;
+};
+
+absl::Status RocksDbStore::Rep::CheckFormat() {
+  std::string value;
+  const rocksdb::Status found = db->Get({}, families[kMetaFamily], kFormatKey, &value);
+  if (found.IsNotFound()) {
+    std::unique_ptr<rocksdb::Iterator> events(db->NewIterator({}, families[kEventsFamily]));
+    events->SeekToFirst();
+    if (events->Valid() || !events->status().ok()) {
+      return absl::DataLossError(
+          absl::StrCat("store ", dir, " has events but no format version: restore a backup"));
+    }
+    if (read_only) return absl::OkStatus();
+    rocksdb::WriteOptions write;
+    write.sync = true;
+    return StatusOf(
+        db->Put(write, families[kMetaFamily], kFormatKey, EncodeFormatVersion(FormatVersion())),
+        "write format version");
+  }
+  if (!found.ok()) return StatusOf(found, "read format version");
+  const std::optional<FormatVersion> format = DecodeFormatVersion(value);
+  if (!format) {
+    return absl::DataLossError(
+        absl::StrCat("store ", dir, " has a damaged format version: restore a backup"));
+  }
+  if (format->min_reader > kFormatVersion) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "store ", dir, " has format version ", format->version, " and needs a program that reads ",
+        format->min_reader, ", this one reads up to ", kFormatVersion, ": use a newer program"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RocksDbStore::Rep::CheckNotReadOnly() const {
+  if (!read_only) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("store ", dir, " was opened read-only"));
+}
+
+rocksdb::Status RocksDbStore::Rep::FindPresent(const std::vector<std::string>& keys,
+                                               std::vector<bool>& present) const {
+  constexpr size_t kGroup = 256;  // bounds the values held at once
+  present.assign(keys.size(), false);
+  std::vector<rocksdb::Slice> slices(std::min(kGroup, keys.size()));
+  std::vector<rocksdb::PinnableSlice> values(slices.size());
+  std::vector<rocksdb::Status> statuses(slices.size());
+  for (size_t begin = 0; begin < keys.size(); begin += kGroup) {
+    const size_t count = std::min(kGroup, keys.size() - begin);
+    for (size_t i = 0; i < count; ++i) {
+      slices[i] = keys[begin + i];
+      values[i].Reset();
+    }
+    db->MultiGet({}, families[kEventsFamily], count, slices.data(), values.data(), statuses.data());
+    for (size_t i = 0; i < count; ++i) {
+      if (!statuses[i].ok() && !statuses[i].IsNotFound()) return statuses[i];
+      present[begin + i] = statuses[i].ok();
+    }
+  }
+  return rocksdb::Status::OK();
+}
+
+std::unique_ptr<rocksdb::Iterator> RocksDbStore::Rep::UserIterator(
+    ColumnFamily family, const std::string& prefix, const rocksdb::Slice& end) const {
+  rocksdb::ReadOptions read;
+  read.prefix_same_as_start = true;
+  read.iterate_upper_bound = &end;
+  std::unique_ptr<rocksdb::Iterator> iterator(db->NewIterator(read, families[family]));
+  iterator->Seek(prefix);
+  return iterator;
+}
+
+// Whether the values can be decoded does not matter here: erasing must work on damaged records.
+absl::Status RocksDbStore::Rep::DeletePrefix(ColumnFamily family, const std::string& prefix,
+                                             rocksdb::WriteBatch& batch, uint64_t& count) const {
+  const std::string end = PrefixEnd(prefix);
+  const rocksdb::Slice end_slice(end);
+  auto iterator = UserIterator(family, prefix, end_slice);
+  rocksdb::Status status;
+  for (; iterator->Valid() && status.ok(); iterator->Next(), ++count) {
+    status = batch.Delete(families[family], iterator->key());
+  }
+  if (status.ok()) status = iterator->status();
+  return StatusOf(status, "find what to delete");
+}
+
+RocksDbStore::RocksDbStore(std::unique_ptr<Rep> rep) : rep_(std::move(rep)) {}
+RocksDbStore::~RocksDbStore() = default;
+
+absl::StatusOr<std::unique_ptr<RocksDbStore>> RocksDbStore::Open(
+    const std::string& dir, const RocksDbStoreOptions& options) {
+  const rocksdb::DBOptions db_options = DatabaseOptions(options);
+  const auto families = ColumnFamilies(options);
+  const bool existed = db_options.env->FileExists(dir + "/CURRENT").ok();
+  if (!existed && (options.read_only || !options.create_if_missing)) {
+    return absl::NotFoundError(absl::StrCat("store ", dir, " does not exist"));
+  }
+  auto rep = std::make_unique<Rep>();
+  rep->dir = dir;
+  rep->read_only = options.read_only;
+  rocksdb::DB* db = nullptr;
+  const rocksdb::Status opened =
+      options.read_only
+          ? rocksdb::DB::OpenForReadOnly(db_options, dir, families, &rep->families, &db)
+          : rocksdb::DB::Open(db_options, dir, families, &rep->families, &db);
+  if (!opened.ok()) return OpenError(opened, dir);
+  rep->db.reset(db);
+  if (!existed) {
+    if (absl::Status s = StatusOf(SyncParent(db_options.env, dir), "sync parent directory");
+        !s.ok()) {
+      return s;
+    }
+  }
+  if (absl::Status format = rep->CheckFormat(); !format.ok()) return format;
+  return std::unique_ptr<RocksDbStore>(new RocksDbStore(std::move(rep)));
+}
+
+absl::StatusOr<std::vector<std::vector<AppendOutcome>>> RocksDbStore::Append(
+    std::span<const UserEvents> batch, Durability durability) {
+  if (absl::Status s = rep_->CheckNotReadOnly(); !s.ok()) return s;
+  if (absl::Status s = CheckEvents(batch); !s.ok()) return s;
+
+  std::vector<std::string> keys;
+  for (const UserEvents& user : batch) {
+    for (const Event& event : user.events) {
+      AppendEventKey(user.user_id, event, keys.emplace_back());
+    }
+  }
+  const auto fail = [&](const rocksdb::Status& status, std::string_view action) {
+    rep_->append_failures.fetch_add(1, std::memory_order_relaxed);
+    return StatusOf(status, action);
+  };
+  std::vector<bool> present;
+  if (rocksdb::Status s = rep_->FindPresent(keys, present); !s.ok()) {
+    return fail(s, "look for duplicate events");
+  }
+
+  std::vector<std::vector<AppendOutcome>> outcomes;
+  outcomes.reserve(batch.size());
+  absl::flat_hash_set<absl::string_view> added;
+  rocksdb::WriteBatch writes;
+  std::string value;
+  size_t i = 0;
+  for (const UserEvents& user : batch) {
+    std::vector<AppendOutcome>& user_outcomes = outcomes.emplace_back();
+    user_outcomes.reserve(user.events.size());
+    for (const Event& event : user.events) {
+      const std::string& key = keys[i];
+      const bool absent = !present[i++] && (keys.size() == 1 || added.insert(View(key)).second);
+      user_outcomes.push_back(absent ? AppendOutcome::kAdded : AppendOutcome::kDuplicate);
+      if (!absent) continue;
+      value.clear();
+      AppendEventValue(key, event, value);
+      if (rocksdb::Status s = writes.Put(rep_->families[kEventsFamily], key, value); !s.ok()) {
+        return fail(s, "collect events");
+      }
+    }
+  }
+  if (keys.empty()) return outcomes;
+
+  rocksdb::Status written;
+  if (writes.Count() > 0) {
+    // A synced write syncs every log that is not synced yet, so the copies that made some events
+    // of this call duplicates are durable too.
+    rocksdb::WriteOptions write;
+    write.sync = durability == Durability::kSynced;
+    written = rep_->db->Write(write, &writes);
+  } else if (durability == Durability::kSynced) {
+    written = rep_->db->SyncWAL();
+  }
+  if (!written.ok()) return fail(written, "append events");
+  return outcomes;
+}
+
+absl::Status RocksDbStore::Read(std::string_view user_id, std::string_view after,
+                                const Visitor& visitor) const {
+  if (absl::Status id = CheckId("user_id", user_id); !id.ok()) return id;
+  std::string start = UserPrefix(user_id);
+  const std::string end = PrefixEnd(start);
+  const rocksdb::Slice end_slice(end);
+  start.append(after);
+  auto iterator = rep_->UserIterator(kEventsFamily, start, end_slice);
+  if (!after.empty() && iterator->Valid() && StdView(iterator->key()) == start) iterator->Next();
+  Event event;
+  std::string_view position;
+  for (; iterator->Valid(); iterator->Next()) {
+    const std::string_view key = StdView(iterator->key());
+    if (!DecodeEvent(key, StdView(iterator->value()), event, position)) {
+      return absl::DataLossError(
+          absl::StrCat("user ", Quoted(user_id), ": the stored event with key ",
+                       absl::BytesToHexString(View(key)),
+                       " fails its checksum: restore a backup, or delete the user"));
+    }
+    if (!visitor(position, event)) return absl::OkStatus();
+  }
+  return StatusOf(iterator->status(), absl::StrCat("read the events of user ", Quoted(user_id)));
+}
+
+absl::Status RocksDbStore::ForEachUser(const std::function<bool(std::string_view)>& visitor) const {
+  rocksdb::ReadOptions read;
+  read.total_order_seek = true;
+  std::unique_ptr<rocksdb::Iterator> iterator(
+      rep_->db->NewIterator(read, rep_->families[kEventsFamily]));
+  for (iterator->SeekToFirst(); iterator->Valid();) {
+    const std::optional<std::string_view> user_id = UserOfKey(StdView(iterator->key()));
+    if (!user_id) {
+      return absl::DataLossError(absl::StrCat(
+          "malformed event key ", absl::BytesToHexString(absl::string_view(
+                                      iterator->key().data(), iterator->key().size()))));
+    }
+    const std::string end = PrefixEnd(UserPrefix(*user_id));
+    if (!visitor(*user_id)) return absl::OkStatus();
+    iterator->Seek(end);
+  }
+  return StatusOf(iterator->status(), "list users");
+}
+
+absl::StatusOr<std::optional<StateRecord>> RocksDbStore::Get(std::string_view user_id,
+                                                             std::string_view fingerprint) const {
+  if (absl::Status s = CheckStateKey(user_id, fingerprint); !s.ok()) return s;
+  const std::string key = StateKey(user_id, fingerprint);
+  rocksdb::PinnableSlice value;
+  const rocksdb::Status found = rep_->db->Get({}, rep_->families[kStatesFamily], key, &value);
+  if (found.IsNotFound()) return std::nullopt;
+  if (!found.ok() && !found.IsCorruption()) {
+    return StatusOf(found, absl::StrCat("read the state of user ", Quoted(user_id)));
+  }
+  StateRecord record;
+  if (!found.ok() || !DecodeState(key, StdView(value), record)) {
+    rep_->corrupt_states.fetch_add(1, std::memory_order_relaxed);
+    return std::nullopt;
+  }
+  return record;
+}
+
+absl::Status RocksDbStore::Put(std::span<const UserState> states) {
+  if (absl::Status s = rep_->CheckNotReadOnly(); !s.ok()) return s;
+  rocksdb::WriteBatch writes;
+  std::string value;
+  for (const UserState& state : states) {
+    if (absl::Status s = CheckStateKey(state.user_id, state.fingerprint); !s.ok()) return s;
+    const std::string key = StateKey(state.user_id, state.fingerprint);
+    value.clear();
+    AppendStateValue(key, *state.record, value);
+    if (rocksdb::Status s = writes.Put(rep_->families[kStatesFamily], key, value); !s.ok()) {
+      return StatusOf(s, "collect states");
+    }
+  }
+  rocksdb::WriteOptions write;
+  write.disableWAL = true;  // the event log rebuilds what a crash takes
+  return StatusOf(rep_->db->Write(write, &writes), "write states");
+}
+
+absl::Status RocksDbStore::Flush() {
+  if (absl::Status s = rep_->CheckNotReadOnly(); !s.ok()) return s;
+  return StatusOf(rep_->db->Flush({}, rep_->families[kStatesFamily]), "flush states");
+}
+
+absl::StatusOr<DeletedUser> RocksDbStore::DeleteUser(std::string_view user_id) {
+  if (absl::Status s = rep_->CheckNotReadOnly(); !s.ok()) return s;
+  if (absl::Status id = CheckId("user_id", user_id); !id.ok()) return id;
+  const std::string prefix = UserPrefix(user_id);
+  rocksdb::WriteBatch writes;
+  DeletedUser deleted;
+  absl::Status found = rep_->DeletePrefix(kEventsFamily, prefix, writes, deleted.events);
+  found.Update(rep_->DeletePrefix(kStatesFamily, prefix, writes, deleted.states));
+  if (!found.ok()) return found;
+  // Through the log, unlike the states' own writes: replayed after a crash, the deletion covers
+  // whatever of the states had reached the disk before it.
+  rocksdb::WriteOptions write;
+  write.sync = true;
+  if (absl::Status s = StatusOf(rep_->db->Write(write, &writes), "delete user"); !s.ok()) return s;
+  return deleted;
+}
+
+absl::Status RocksDbStore::CheckWritable() {
+  if (absl::Status s = rep_->CheckNotReadOnly(); !s.ok()) return s;
+  uint64_t stopped = 0;
+  if (rep_->db->GetIntProperty("rocksdb.is-write-stopped", &stopped) && stopped != 0) {
+    return absl::UnavailableError("writes are stopped until compaction catches up");
+  }
+  rocksdb::WriteOptions write;
+  write.sync = true;
+  const auto probe = [&] {
+    return rep_->db->Put(write, rep_->families[kMetaFamily], kProbeKey, "");
+  };
+  rocksdb::Status status = probe();
+  // RocksDB refuses all writes after a failed one until told that the cause may be gone.
+  if (!status.ok() && rep_->db->Resume().ok()) status = probe();
+  return StatusOf(status, "write a probe");
+}
+
+StoreStats RocksDbStore::stats() const {
+  return {.corrupt_states = rep_->corrupt_states.load(std::memory_order_relaxed),
+          .append_failures = rep_->append_failures.load(std::memory_order_relaxed)};
+}
+
+}  // namespace tim4rec
