@@ -6,7 +6,7 @@
 
 namespace tim4rec {
 
-// "cpu" always; "cuda" where it was built. "auto" prefers cuda where a device is present, else cpu.
+// "cpu" always; "cuda" where it was built. "auto" means cpu.
 const BackendRegistry& BuiltinBackends();
 
 }  // namespace tim4rec

@@ -71,7 +71,7 @@ class Backend {
   // range.
   virtual absl::Status Advance(std::span<const Run> runs) = 0;
 
-  // Writes the query vectors [B,D]; changes no state.
+  // Writes the query vectors [B,D]; changes no state. FAILED_PRECONDITION on a slot without events.
   virtual absl::Status Query(std::span<const QueryRequest> requests, std::span<float> queries) = 0;
 
   // For each request the exact k best by float32 score, best first, ties by smaller item index;

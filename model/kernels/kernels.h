@@ -140,7 +140,8 @@ struct TopKQuery {
   int32_t k;                // at least 1
   const int32_t* excluded;  // ascending
   int64_t excluded_count;
-  const int32_t* candidates;  // ascending, each 1 … V-1; null: the whole catalogue
+  bool candidates_only;       // rank only the candidates
+  const int32_t* candidates;  // ascending, each 1 … V-1
   int64_t candidate_count;
 };
 

@@ -457,7 +457,7 @@ int32_t TopK(const float* packed_items, int32_t items, int32_t d, const TopKQuer
              Scored* best) {
   BestHeap heap = {best, query.k};
   const ExcludedWalk excluded = {query.excluded, query.excluded + query.excluded_count};
-  if (query.candidates != nullptr) {
+  if (query.candidates_only) {
     OfferCandidates(packed_items, d, query, excluded, &heap);
   } else {
     OfferAll(packed_items, items, d, query, excluded, &heap);

@@ -1,0 +1,23 @@
+#include "model/backends/builtin.h"
+
+#include "model/backends/cpu/cpu_backend.h"
+#ifdef TIM4REC_HAVE_CUDA
+#include "model/backends/cuda/cuda_backend.h"
+#endif
+
+namespace tim4rec {
+
+const BackendRegistry& BuiltinBackends() {
+  static const auto* registry = [] {
+    auto* backends = new BackendRegistry;
+    backends->factories["cpu"] = CreateCpuBackend;
+#ifdef TIM4REC_HAVE_CUDA
+    backends->factories["cuda"] = CreateCudaBackend;
+#endif
+    backends->preference = {"cpu"};
+    return backends;
+  }();
+  return *registry;
+}
+
+}  // namespace tim4rec

@@ -1,0 +1,225 @@
+#include "model/backends/cpu/cpu_backend.h"
+
+#include <array>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "model/backends/cpu/state_slab.h"
+#include "model/backends/packed_model.h"
+#include "model/kernels/kernels.h"
+
+namespace tim4rec {
+namespace {
+
+constexpr int kMaxK = 1000;
+
+absl::Status CheckCpu() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+      !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2")) {
+    return absl::FailedPreconditionError(
+        "the cpu backend needs a CPU with AVX2, FMA and BMI2 (x86-64-v3: Intel since Haswell, AMD "
+        "since Zen); this one lacks them");
+  }
+#endif
+  return absl::OkStatus();
+}
+
+// Each thread keeps what its largest call needed.
+float* ThreadScratch(int64_t floats) {
+  static thread_local std::vector<float> scratch;
+  if (scratch.size() < static_cast<size_t>(floats)) scratch.resize(static_cast<size_t>(floats));
+  return scratch.data();
+}
+
+std::vector<kernels::Event>& ThreadEvents() {
+  static thread_local std::vector<kernels::Event> events;
+  return events;
+}
+
+absl::Status CheckAscending(std::span<const int32_t> items, const std::string& field) {
+  for (size_t i = 1; i < items.size(); ++i) {
+    if (items[i - 1] >= items[i]) {
+      return absl::InvalidArgumentError(absl::StrCat(field, "[", i, "] is ", items[i], " after ",
+                                                     items[i - 1],
+                                                     ", must be ascending and distinct"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+class CpuBackend : public Backend {
+ public:
+  CpuBackend(std::unique_ptr<const PackedModel> model, int64_t state_bytes)
+      : model_(std::move(model)),
+        dims_(model_->dims()),
+        state_bytes_(state_bytes),
+        scratch_floats_(kernels::ScratchFloats(dims_)),
+        slab_(state_bytes) {}
+
+  std::string_view name() const override { return "cpu"; }
+  bool exact() const override { return true; }
+  int64_t state_bytes() const override { return state_bytes_; }
+
+  absl::StatusOr<Slot> Allocate() override { return slab_.Allocate(); }
+  void Release(Slot slot) override { slab_.Release(slot); }
+
+  absl::Status Advance(std::span<const Run> runs) override {
+    for (size_t r = 0; r < runs.size(); ++r) {
+      if (absl::Status status = CheckRun(runs[r], r); !status.ok()) return status;
+    }
+    float* scratch = ThreadScratch(scratch_floats_);
+    std::vector<kernels::Event>& events = ThreadEvents();
+    for (const Run& run : runs) {
+      events.clear();
+      for (const FoldEvent& event : run.events) events.push_back({event.item, event.timestamp_ms});
+      kernels::Scan(dims_, model_->weights(), events.data(), static_cast<int64_t>(events.size()),
+                    State(run.slot), scratch);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Query(std::span<const QueryRequest> requests, std::span<float> queries) override {
+    const size_t d = static_cast<size_t>(dims_.d);
+    if (queries.size() != requests.size() * d) {
+      return absl::InvalidArgumentError(absl::StrCat("queries has ", queries.size(), " values, ",
+                                                     requests.size(), " requests need ",
+                                                     requests.size() * d));
+    }
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const Slot slot = requests[i].slot;
+      if (!slab_.Contains(slot)) return BadSlot("requests", i, slot);
+      if (State(slot)->folded_events == 0) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("requests[", i, "].slot ", slot, " has no event folded in"));
+      }
+    }
+    float* scratch = ThreadScratch(scratch_floats_);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      kernels::Query(dims_, model_->weights(), State(requests[i].slot), requests[i].as_of_ms,
+                     scratch, queries.data() + i * d);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status TopK(std::span<const TopKRequest> requests,
+                    std::vector<std::vector<ScoredItem>>* results) override {
+    for (size_t i = 0; i < requests.size(); ++i) {
+      if (absl::Status status = CheckTopK(requests[i], i); !status.ok()) return status;
+    }
+    results->resize(requests.size());
+    std::array<kernels::Scored, kMaxK> best;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const TopKRequest& request = requests[i];
+      kernels::TopKQuery query = {};
+      query.query = request.query.data();
+      query.k = request.k;
+      query.excluded = request.excluded.data();
+      query.excluded_count = static_cast<int64_t>(request.excluded.size());
+      query.candidates_only = request.candidates_only;
+      query.candidates = request.candidates.data();
+      query.candidate_count = static_cast<int64_t>(request.candidates.size());
+      const int32_t found =
+          kernels::TopK(model_->packed_items(), dims_.items, dims_.d, query, best.data());
+      std::vector<ScoredItem>& result = (*results)[i];
+      result.clear();
+      for (int32_t j = 0; j < found; ++j) result.push_back({best[j].item, best[j].score});
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Export(Slot slot, std::span<std::byte> record) const override {
+    if (absl::Status status = CheckRecord(slot, record.size()); !status.ok()) return status;
+    std::memcpy(record.data(), slab_.record(slot), record.size());
+    return absl::OkStatus();
+  }
+
+  absl::Status Import(Slot slot, std::span<const std::byte> record) override {
+    if (absl::Status status = CheckRecord(slot, record.size()); !status.ok()) return status;
+    kernels::StateHeader header;
+    std::memcpy(&header, record.data(), sizeof(header));
+    if (header.folded_events < 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the record's folded_events is ", header.folded_events));
+    }
+    std::memcpy(slab_.record(slot), record.data(), record.size());
+    return absl::OkStatus();
+  }
+
+ private:
+  kernels::StateHeader* State(Slot slot) const {
+    return reinterpret_cast<kernels::StateHeader*>(slab_.record(slot));
+  }
+
+  static absl::Status BadSlot(const char* field, size_t index, Slot slot) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, "[", index, "].slot ", slot, " is not allocated"));
+  }
+
+  absl::Status CheckRun(const Run& run, size_t index) const {
+    if (!slab_.Contains(run.slot)) return BadSlot("runs", index, run.slot);
+    for (size_t i = 0; i < run.events.size(); ++i) {
+      if (run.events[i].item < 1 || run.events[i].item >= dims_.items) {
+        return absl::InvalidArgumentError(absl::StrCat("runs[", index, "].events[", i, "].item is ",
+                                                       run.events[i].item, ", allowed 1 to ",
+                                                       dims_.items - 1));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckTopK(const TopKRequest& request, size_t index) const {
+    const std::string field = absl::StrCat("requests[", index, "]");
+    if (request.query.size() != static_cast<size_t>(dims_.d)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(field, ".query has ", request.query.size(), " values, must have ", dims_.d));
+    }
+    if (request.k < 1 || request.k > kMaxK) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(field, ".k is ", request.k, ", allowed 1 to ", kMaxK));
+    }
+    if (absl::Status status = CheckAscending(request.excluded, field + ".excluded"); !status.ok()) {
+      return status;
+    }
+    if (!request.candidates_only || request.candidates.empty()) return absl::OkStatus();
+    if (request.candidates.front() < 1 || request.candidates.back() >= dims_.items) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(field, ".candidates range from ", request.candidates.front(), " to ",
+                       request.candidates.back(), ", allowed 1 to ", dims_.items - 1));
+    }
+    return CheckAscending(request.candidates, field + ".candidates");
+  }
+
+  absl::Status CheckRecord(Slot slot, size_t bytes) const {
+    if (!slab_.Contains(slot)) {
+      return absl::InvalidArgumentError(absl::StrCat("slot ", slot, " is not allocated"));
+    }
+    if (bytes != static_cast<size_t>(state_bytes_)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the record has ", bytes, " bytes, this model's have ", state_bytes_));
+    }
+    return absl::OkStatus();
+  }
+
+  const std::unique_ptr<const PackedModel> model_;
+  const kernels::Dims dims_;
+  const int64_t state_bytes_;
+  const int64_t scratch_floats_;
+  StateSlab slab_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(
+    std::shared_ptr<const ModelPackage> package) {
+  if (absl::Status status = CheckCpu(); !status.ok()) return status;
+  const int64_t state_bytes = StateLayout::Of(package->config()).bytes;
+  auto model = PackedModel::Create(std::move(package));
+  if (!model.ok()) return model.status();
+  return std::make_unique<CpuBackend>(*std::move(model), state_bytes);
+}
+
+}  // namespace tim4rec

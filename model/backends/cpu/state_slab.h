@@ -1,0 +1,55 @@
+// Memory for state records of one size, by slot.
+#ifndef TIM4REC_MODEL_BACKENDS_CPU_STATE_SLAB_H_
+#define TIM4REC_MODEL_BACKENDS_CPU_STATE_SLAB_H_
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+
+namespace tim4rec {
+
+// Records lie in chunks of about 1 MiB that never move and are kept until the end. Thread-safe;
+// only Allocate and Release take the mutex.
+class StateSlab {
+ public:
+  explicit StateSlab(int64_t record_bytes);  // a multiple of 16
+  ~StateSlab();
+  StateSlab(const StateSlab&) = delete;
+  StateSlab& operator=(const StateSlab&) = delete;
+
+  // A slot whose record is all zero. RESOURCE_EXHAUSTED if the system gives no memory.
+  absl::StatusOr<int32_t> Allocate();
+  // `slot` is allocated and no longer used.
+  void Release(int32_t slot);
+
+  // Whether `slot` was ever given out.
+  bool Contains(int32_t slot) const {
+    return slot >= 0 && slot < slots_.load(std::memory_order_acquire);
+  }
+  // The record, 16-byte aligned. Needs Contains(slot).
+  std::byte* record(int32_t slot) const;
+
+ private:
+  // Chunk c is entry c + 1 - 2^i of table i = floor(log2(c + 1)): tables never move or grow.
+  static constexpr int kTables = 31;
+  std::atomic<std::byte*>& ChunkEntry(int64_t chunk) const;
+  bool Grow() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const int64_t record_bytes_;
+  const int64_t records_per_chunk_;
+  std::atomic<int32_t> slots_ = 0;
+  std::array<std::atomic<std::atomic<std::byte*>*>, kTables> tables_ = {};
+
+  absl::Mutex mutex_;
+  std::vector<int32_t> free_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_MODEL_BACKENDS_CPU_STATE_SLAB_H_

@@ -1,0 +1,113 @@
+#include "model/engine/engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "model/backends/builtin.h"
+#include "tests/model/tiny_model.h"
+
+namespace tim4rec {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::shared_ptr<const ModelPackage> Package(PackageContents contents) {
+  auto package = ModelPackage::FromContents(std::move(contents));
+  EXPECT_TRUE(package.ok()) << package.status();
+  return *std::move(package);
+}
+
+std::string Message(const absl::Status& status) { return std::string(status.message()); }
+
+TEST(Engine, AdmitsModelsThatReproduceTheirProbe) {
+  for (uint64_t seed = 1; seed <= 100; ++seed) {
+    const auto package = Package(MakeTinyModel(RandomStreamingConfig(seed), seed));
+    const auto engine = Engine::Create(package, BuiltinBackends());
+    ASSERT_TRUE(engine.ok()) << "seed " << seed << ": " << engine.status() << "\n"
+                             << package->config().ToJson();
+    EXPECT_EQ((*engine)->backend().name(), "cpu");
+    EXPECT_EQ((*engine)->fingerprint(), package->fingerprint());
+  }
+}
+
+TEST(Engine, RefusesAQueryVectorThatDiffers) {
+  PackageContents contents = MakeTinyModel(1);
+  contents.probe[1].query[3] += 1e-3;
+  const auto engine = Engine::Create(Package(contents), BuiltinBackends());
+  EXPECT_EQ(engine.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(engine.status()), HasSubstr("probe case 1: the query vector"));
+}
+
+TEST(Engine, RefusesARankingThatDiffers) {
+  PackageContents contents = MakeTinyModel(1);
+  std::swap(contents.probe[2].top_items[4], contents.probe[2].top_items[5]);
+  const auto engine = Engine::Create(Package(contents), BuiltinBackends());
+  EXPECT_EQ(engine.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(engine.status()), HasSubstr("probe case 2: rank 5"));
+}
+
+TEST(Engine, ExcusesRanksOfItemsThatTie) {
+  PackageContents contents = MakeTinyModel(1);
+  contents.probe.resize(1);
+  ProbeCase& probe = contents.probe[0];
+  // An item outside the history and the top becomes the twin of the third.
+  int32_t twin = 1;
+  while (std::ranges::count(probe.items, twin) + std::ranges::count(probe.top_items, twin) > 0) {
+    ++twin;
+  }
+  auto& table = contents.tensors["item_embedding.weight"].second;
+  const int64_t d = contents.config.hidden_size;
+  const int32_t third = probe.top_items[2];
+  std::copy_n(table.begin() + third * d, d, table.begin() + twin * d);
+  // The backend ranks the smaller index first; the probe says the opposite.
+  probe.top_items = {probe.top_items[0], probe.top_items[1], std::max(third, twin),
+                     std::min(third, twin)};
+  const auto engine = Engine::Create(Package(contents), BuiltinBackends());
+  EXPECT_TRUE(engine.ok()) << engine.status();
+}
+
+TEST(Engine, NamesTheBackendsItHas) {
+  const auto engine = Engine::Create(Package(MakeTinyModel(1)), BuiltinBackends(), "tpu");
+  EXPECT_EQ(engine.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(Message(engine.status()), HasSubstr("\"tpu\" is not in this program"));
+  EXPECT_THAT(Message(engine.status()), HasSubstr("auto, cpu"));
+}
+
+TEST(Engine, AutoTakesTheFirstBackendThatStarts) {
+  BackendRegistry registry = BuiltinBackends();
+  registry.factories["broken"] = [](auto) { return absl::UnavailableError("no device"); };
+  registry.preference = {"broken", "cpu"};
+  const auto engine = Engine::Create(Package(MakeTinyModel(1)), registry);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  EXPECT_EQ((*engine)->backend().name(), "cpu");
+  registry.preference = {"broken"};
+  const auto none = Engine::Create(Package(MakeTinyModel(1)), registry);
+  EXPECT_EQ(none.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(Message(none.status()), HasSubstr("broken: no device"));
+}
+
+TEST(Engine, SaysThatThePublishedVariantIsNotServed) {
+  ModelConfig config = MakeTinyModel(1).config;
+  config.variant = Variant::kPublished;
+  const auto engine = Engine::Create(Package(MakeTinyModel(config, 1)), BuiltinBackends());
+  EXPECT_EQ(engine.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(Message(engine.status()), HasSubstr("published"));
+}
+
+TEST(Engine, CudaFailsWithTheReason) {
+  if (!BuiltinBackends().factories.contains("cuda")) {
+    GTEST_SKIP() << "built without the cuda backend";
+  }
+  const auto engine = Engine::Create(Package(MakeTinyModel(1)), BuiltinBackends(), "cuda");
+  EXPECT_FALSE(engine.ok());
+  if (engine.status().code() == absl::StatusCode::kUnavailable) {
+    EXPECT_THAT(Message(engine.status()), HasSubstr("no CUDA device can be used: "));
+  } else {
+    EXPECT_EQ(engine.status().code(), absl::StatusCode::kUnimplemented);
+  }
+}
+
+}  // namespace
+}  // namespace tim4rec
