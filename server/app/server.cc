@@ -1,0 +1,180 @@
+#include "server/app/server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "model/backends/builtin.h"
+#include "model/engine/engine.h"
+#include "server/pipeline/pipeline.h"
+#include "server/service/recommender_service.h"
+#include "server/telemetry/http_endpoint.h"
+#include "server/telemetry/log.h"
+#include "server/telemetry/metrics.h"
+#include "store/rocksdb_store.h"
+
+namespace tim4rec {
+namespace {
+
+absl::Status Named(const char* part, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat(part, ": ", status.message()));
+}
+
+// The last part of the package's path.
+std::string ModelName(const std::string& dir) {
+  const std::filesystem::path path = std::filesystem::path(dir).lexically_normal();
+  return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
+}
+
+int WorkerCount(const ServerConfig& config) {
+  if (config.pipeline.workers > 0) return static_cast<int>(config.pipeline.workers);
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+}  // namespace
+
+struct Server::Rep {
+  // In order of construction; each part uses only those above it.
+  ServerConfig config;
+  std::string model_name;
+  Metrics metrics;
+  std::atomic<bool> ready = false;
+  std::unique_ptr<Engine> engine;
+  std::unique_ptr<RocksDbStore> store;
+  std::unique_ptr<Pipeline> pipeline;
+  std::unique_ptr<RecommenderService> service;
+  std::unique_ptr<grpc::Server> grpc;
+  std::string address;
+  std::unique_ptr<HttpEndpoint> http;
+  bool drained = false;
+
+  absl::Status OpenModel();
+  absl::Status OpenStore();
+  void StartPipeline();
+  absl::Status StartGrpc();
+};
+
+absl::Status Server::Rep::OpenModel() {
+  auto package = ModelPackage::Open(config.model.dir);
+  if (!package.ok()) return Named("model", package.status());
+  auto created = Engine::Create(*std::move(package), BuiltinBackends(), config.model.backend);
+  if (!created.ok()) return Named("model", created.status());
+  engine = *std::move(created);
+  model_name = ModelName(config.model.dir);
+  const std::string variant =
+      engine->config().variant == Variant::kStreaming ? "streaming" : "published";
+  metrics.SetModel(model_name, engine->fingerprint(), variant,
+                   std::string(engine->backend().name()));
+  Log(LogLevel::kInfo, "model ready",
+      {{"model", model_name},
+       {"fingerprint", engine->fingerprint()},
+       {"variant", variant},
+       {"backend", engine->backend().name()},
+       {"items", engine->catalog().size() - 1},
+       {"state_bytes", engine->backend().state_bytes()}});
+  return absl::OkStatus();
+}
+
+absl::Status Server::Rep::OpenStore() {
+  RocksDbStoreOptions options;
+  options.block_cache_bytes = config.store.block_cache_bytes;
+  options.write_buffer_bytes = config.store.write_buffer_bytes;
+  auto opened = RocksDbStore::Open(config.store.dir, options);
+  if (!opened.ok()) return Named("store", opened.status());
+  store = *std::move(opened);
+  if (absl::Status writable = store->CheckWritable(); !writable.ok()) {
+    return Named("store", writable);
+  }
+  metrics.OnScrape(
+      [this] { metrics.corrupt_states->Set(static_cast<double>(store->stats().corrupt_states)); });
+  return absl::OkStatus();
+}
+
+void Server::Rep::StartPipeline() {
+  PipelineOptions options;
+  options.workers = WorkerCount(config);
+  options.queue_limit = config.pipeline.queue_limit;
+  options.max_batch = config.pipeline.max_batch;
+  options.max_resident_users = config.pipeline.max_resident_users;
+  options.checkpoint_interval = absl::Milliseconds(config.pipeline.checkpoint_interval_ms);
+  options.checkpoint_group = config.pipeline.checkpoint_group;
+  options.clock = absl::Now;
+  pipeline = std::make_unique<Pipeline>(
+      options,
+      PipelineDeps{engine.get(), store.get(), store.get(),
+                   [this](std::string_view user) { return store->DeleteUser(user); }, &metrics});
+  service = std::make_unique<RecommenderService>(
+      ServiceDeps{engine.get(), pipeline.get(), &metrics,
+                  RequestLimits{config.limits.max_clock_skew_ms, config.limits.max_interactions,
+                                config.limits.max_item_ids},
+                  model_name, absl::Now});
+}
+
+absl::Status Server::Rep::StartGrpc() {
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(config.listen, grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(service.get());
+  builder.SetMaxReceiveMessageSize(static_cast<int>(config.limits.max_message_bytes));
+  // Two servers on one port would share its connections at random.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  grpc = builder.BuildAndStart();
+  if (grpc == nullptr || port == 0) {
+    return absl::UnavailableError(absl::StrCat("listen: cannot bind ", config.listen,
+                                               ": give HOST:PORT of a free port, or port 0"));
+  }
+  grpc->GetHealthCheckService()->SetServingStatus(v1::Recommender::service_full_name(), true);
+  address = absl::StrCat(config.listen.substr(0, config.listen.rfind(':')), ":", port);
+  return absl::OkStatus();
+}
+
+Server::Server(std::unique_ptr<Rep> rep) : rep_(std::move(rep)) {}
+
+Server::~Server() { (void)Drain(); }
+
+const std::string& Server::address() const { return rep_->address; }
+const std::string& Server::metrics_address() const { return rep_->http->address(); }
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config) {
+  auto server = std::unique_ptr<Server>(new Server(std::make_unique<Rep>()));
+  Rep& rep = *server->rep_;
+  rep.config = config;
+  if (absl::Status s = rep.OpenModel(); !s.ok()) return s;
+  if (absl::Status s = rep.OpenStore(); !s.ok()) return s;
+  rep.StartPipeline();
+  if (absl::Status s = rep.StartGrpc(); !s.ok()) return s;
+  auto http = HttpEndpoint::Start(config.metrics_listen, &rep.metrics,
+                                  [&ready = rep.ready] { return ready.load(); });
+  if (!http.ok()) return http.status();
+  rep.http = *std::move(http);
+  rep.ready = true;
+  rep.metrics.ready->Set(1);
+  return server;
+}
+
+absl::Status Server::Drain() {
+  Rep& rep = *rep_;
+  if (std::exchange(rep.drained, true)) return absl::OkStatus();
+  rep.ready = false;
+  rep.metrics.ready->Set(0);
+  if (rep.grpc != nullptr) {
+    rep.grpc->GetHealthCheckService()->SetServingStatus(false);
+    rep.grpc->Shutdown(std::chrono::system_clock::now() +
+                       std::chrono::milliseconds(rep.config.server.drain_timeout_ms));
+    rep.grpc->Wait();
+  }
+  return rep.pipeline == nullptr ? absl::OkStatus() : rep.pipeline->Drain();
+}
+
+}  // namespace tim4rec

@@ -1,0 +1,40 @@
+// The server put together: model, store, pipeline, gRPC, metrics.
+#ifndef TIM4REC_SERVER_APP_SERVER_H_
+#define TIM4REC_SERVER_APP_SERVER_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/config/config.h"
+
+namespace tim4rec {
+
+class Server {
+ public:
+  // Starts in this order: model (checked against its probe), store, pipeline, gRPC, metrics. Serves
+  // when it returns. Errors name the part and what to do; then nothing is left running.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerConfig& config);
+
+  // Drains.
+  ~Server();
+
+  // HOST:PORT with the ports that were bound.
+  const std::string& address() const;
+  const std::string& metrics_address() const;
+
+  // Not ready first (health NOT_SERVING, /readyz 503), then in-flight requests are answered (up to
+  // server.drain_timeout_ms, then cancelled), then changed states are written. The status is the
+  // store's. Repeatable.
+  absl::Status Drain();
+
+ private:
+  struct Rep;
+  explicit Server(std::unique_ptr<Rep> rep);
+  std::unique_ptr<Rep> rep_;
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_SERVER_APP_SERVER_H_

@@ -1,0 +1,84 @@
+// The server's configuration: embedded defaults < file < environment < flags.
+#ifndef TIM4REC_SERVER_CONFIG_CONFIG_H_
+#define TIM4REC_SERVER_CONFIG_CONFIG_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace tim4rec {
+
+// Meaning, unit and limits of every key: default.yaml, which a test keeps equal to the in-class
+// defaults. A key's path is the member's: pipeline.max_batch.
+struct ServerConfig {
+  std::string listen = "127.0.0.1:50051";
+  std::string metrics_listen = "127.0.0.1:9464";
+
+  struct Model {
+    std::string dir;
+    std::string backend = "auto";
+  } model;
+
+  struct Store {
+    std::string dir;
+    int64_t block_cache_bytes = 268435456;
+    int64_t write_buffer_bytes = 67108864;
+  } store;
+
+  struct Pipeline {
+    int64_t workers = 0;
+    int64_t queue_limit = 8192;
+    int64_t max_batch = 256;
+    int64_t max_resident_users = 100000;
+    int64_t checkpoint_interval_ms = 30000;
+    int64_t checkpoint_group = 64;
+  } pipeline;
+
+  struct Limits {
+    int64_t max_clock_skew_ms = 300000;
+    int64_t max_interactions = 10000;
+    int64_t max_item_ids = 10000;
+    int64_t max_message_bytes = 4194304;
+  } limits;
+
+  struct Server {
+    int64_t drain_timeout_ms = 30000;
+  } server;
+
+  struct Log {
+    std::string level = "info";
+  } log;
+
+  // INVALID_ARGUMENT listing every fault, each with its key, value and limit.
+  absl::Status Validate() const;
+
+  // Every key with its value, in the order of default.yaml.
+  std::vector<std::pair<std::string, std::string>> Entries() const;
+  std::string ToYaml() const;
+};
+
+// Text of the embedded default.yaml.
+std::string_view DefaultConfigYaml();
+
+// Sets keys by path ("pipeline.max_batch" → "64"). INVALID_ARGUMENT listing every unknown key and
+// every value that does not parse, each prefixed with `source`; then `config` is unchanged.
+absl::Status SetKeys(const std::map<std::string, std::string>& values, std::string_view source,
+                     ServerConfig* config);
+
+// Applies YAML text, nested maps with scalar leaves. Errors as SetKeys, or the parser's with line
+// and column.
+absl::Status ApplyYaml(std::string_view yaml, std::string_view source, ServerConfig* config);
+
+// TIM4REC_PIPELINE_MAX_BATCH sets pipeline.max_batch. Other variables that begin with TIM4REC_ are
+// no error, since Kubernetes injects such for every service of that name; they are returned.
+absl::StatusOr<std::vector<std::string>> ApplyEnvironment(const char* const* environment,
+                                                          ServerConfig* config);
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_SERVER_CONFIG_CONFIG_H_

@@ -1,0 +1,90 @@
+// One request on its way through the pipeline: what is asked and, once complete, the answer.
+#ifndef TIM4REC_SERVER_PIPELINE_JOB_H_
+#define TIM4REC_SERVER_PIPELINE_JOB_H_
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "model/engine/backend.h"
+#include "store/event.h"
+#include "store/event_log.h"
+#include "store/rocksdb_store.h"
+
+namespace tim4rec {
+
+enum class EventOutcome { kApplied, kDuplicate, kLateRefolded, kUnknownItem };
+
+// Where a state came from; kColdStart: no event of an item that the model knows.
+enum class Tier { kHot, kStored, kRebuilt, kColdStart };
+
+struct RecordCommand {
+  std::vector<Event> events;  // validated
+  Durability durability = Durability::kBuffered;
+
+  std::vector<EventOutcome> outcomes;  // answer, one per event
+  uint64_t state_version = 0;          // answer: events in the user's log
+};
+
+struct RecommendCommand {
+  int k = 10;
+  std::optional<int64_t> as_of_ms;  // absent: now
+  bool exclude_seen = true;
+  std::vector<int32_t> excluded;  // ascending, distinct
+  bool candidates_only = false;
+  std::vector<int32_t> candidates;  // ascending, distinct
+  uint64_t min_state_version = 0;
+
+  // Answer.
+  std::vector<ScoredItem> items;
+  uint64_t state_version = 0;
+  uint64_t event_count = 0;   // of items the model knows
+  int64_t last_event_ms = 0;  // 0 if none
+  Tier tier = Tier::kColdStart;
+  int64_t answered_as_of_ms = 0;
+};
+
+struct GetUserCommand {
+  std::optional<int64_t> at_ms;  // absent: all there is
+  uint32_t max_events = 0;       // newest events to return
+
+  // Answer.
+  Lineage lineage;
+  int64_t first_event_ms = 0;  // 0 if there is no event
+  int64_t last_event_ms = 0;
+  Tier tier = Tier::kColdStart;
+  std::vector<Event> events;  // oldest first
+};
+
+struct DeleteUserCommand {
+  DeletedUser removed;  // answer
+};
+
+// Filled in by the service, completed by the pipeline. A job has `record`, `recommend` or both, or
+// `get_user`, or `delete_user`.
+struct Job {
+  virtual ~Job() = default;
+
+  // Called once, from the worker's thread, with `status` and the answers set. The pipeline does not
+  // touch the job afterwards. Must not block.
+  virtual void Complete() = 0;
+
+  std::string user_id;
+  absl::Time deadline = absl::InfiniteFuture();
+  std::atomic<bool> cancelled = false;  // set from any thread
+
+  std::optional<RecordCommand> record;
+  std::optional<RecommendCommand> recommend;
+  std::optional<GetUserCommand> get_user;
+  std::optional<DeleteUserCommand> delete_user;
+
+  absl::Status status;
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_SERVER_PIPELINE_JOB_H_

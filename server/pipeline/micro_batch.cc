@@ -1,0 +1,408 @@
+#include "server/pipeline/micro_batch.h"
+
+#include <algorithm>
+#include <iterator>
+#include <optional>
+#include <span>
+#include <unordered_set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/pipeline/history.h"
+#include "server/telemetry/log.h"
+
+namespace tim4rec {
+namespace {
+
+void InsertSorted(int32_t item, std::vector<int32_t>* items) {
+  const auto at = std::lower_bound(items->begin(), items->end(), item);
+  if (at == items->end() || *at != item) items->insert(at, item);
+}
+
+bool Contains(const std::vector<int32_t>& sorted, int32_t item) {
+  return std::binary_search(sorted.begin(), sorted.end(), item);
+}
+
+}  // namespace
+
+MicroBatch::MicroBatch(const Deps& deps, int64_t now_ms) : deps_(deps), now_ms_(now_ms) {
+  deps_.residents->BeginBatch();
+}
+
+bool MicroBatch::Add(Job* job) {
+  auto found = by_user_.find(job->user_id);
+  if (found == by_user_.end()) {
+    if (static_cast<int64_t>(works_.size()) >= deps_.residents->capacity()) return false;
+    UserWork& work = works_.emplace_back();
+    work.user_id = job->user_id;
+    found = by_user_.emplace(work.user_id, &work).first;
+  }
+  found->second->jobs.push_back(job);
+  jobs_.push_back(job);
+  return true;
+}
+
+void MicroBatch::Execute() {
+  AppendRecords();
+  for (UserWork& work : works_) PrepareUser(&work);
+  for (UserWork& work : works_) {
+    for (Job* job : work.jobs) {
+      if (job->status.ok() && work.status.ok() && job->recommend) PrepareRead(&work, job);
+    }
+  }
+  Fold();
+  Rank();
+  Finish();
+}
+
+void MicroBatch::AppendRecords() {
+  std::vector<UserEvents> batch;
+  std::vector<std::pair<UserWork*, Job*>> owners;
+  Durability durability = Durability::kBuffered;
+  for (UserWork& work : works_) {
+    for (Job* job : work.jobs) {
+      if (!job->record || job->record->events.empty()) continue;
+      batch.push_back({work.user_id, job->record->events});
+      owners.emplace_back(&work, job);
+      if (job->record->durability == Durability::kSynced) durability = Durability::kSynced;
+    }
+  }
+  if (batch.empty()) return;
+  const auto appended = deps_.log->Append(batch, durability);
+  if (!appended.ok()) {
+    deps_.metrics->failed_append->Increment();
+    Log(LogLevel::kError, "append to the event log failed",
+        {{"error", LogText(appended.status())}, {"requests", owners.size()}});
+    for (auto& [work, job] : owners) {
+      job->status = appended.status();
+      // A failed write may turn out to have reached the disk. The log decides at the next load.
+      if (Resident* resident = deps_.residents->Use(work->user_id)) {
+        deps_.residents->Drop(resident);
+      }
+    }
+    return;
+  }
+  for (size_t i = 0; i < owners.size(); ++i) {
+    auto& [work, job] = owners[i];
+    RecordCommand& record = *job->record;
+    record.outcomes.assign(record.events.size(), EventOutcome::kDuplicate);
+    for (size_t e = 0; e < record.events.size(); ++e) {
+      if ((*appended)[i][e] == AppendOutcome::kDuplicate) continue;
+      work->added.push_back({PositionOf(record.events[e]), &record.events[e], &record.outcomes[e]});
+    }
+  }
+}
+
+void MicroBatch::PrepareUser(UserWork* work) {
+  const bool needed = std::any_of(work->jobs.begin(), work->jobs.end(), [](const Job* job) {
+    return job->status.ok() && (job->record || job->recommend);
+  });
+  if (!needed) return;
+  work->resident = deps_.residents->Use(work->user_id);
+  if (work->resident == nullptr) {
+    work->status = LoadUser(work);
+  } else if (work->added.empty()) {
+    work->tier = Tier::kHot;
+  } else {
+    work->status = AdvanceResident(work);
+  }
+  if (!work->status.ok()) {
+    if (work->resident != nullptr) deps_.residents->Drop(std::exchange(work->resident, nullptr));
+    return;
+  }
+  if (work->resident == nullptr || work->resident->folded == 0) work->tier = Tier::kColdStart;
+  switch (work->tier) {
+    case Tier::kHot:
+      deps_.metrics->lookups_hot->Increment();
+      break;
+    case Tier::kStored:
+      deps_.metrics->lookups_stored->Increment();
+      break;
+    case Tier::kRebuilt:
+      deps_.metrics->lookups_rebuilt->Increment();
+      break;
+    case Tier::kColdStart:
+      deps_.metrics->lookups_cold_start->Increment();
+      break;
+  }
+}
+
+absl::Status MicroBatch::LoadUser(UserWork* work) {
+  const auto stored = deps_.states->Get(work->user_id, deps_.engine->fingerprint());
+  if (!stored.ok()) {
+    deps_.metrics->failed_read->Increment();
+    Log(LogLevel::kWarning, "checkpoint not readable, folding the log",
+        {{"error", LogText(stored.status())}});
+  }
+  const StateRecord* checkpoint = stored.ok() && stored->has_value() ? &**stored : nullptr;
+  std::unordered_set<Position> added;
+  for (const AddedEvent& event : work->added) added.insert(event.position);
+  auto history = ReadHistory(*deps_.log, deps_.engine->catalog(),
+                             {.user_id = work->user_id,
+                              .checkpoint = checkpoint == nullptr ? nullptr : &checkpoint->lineage,
+                              .added = &added});
+  if (!history.ok()) {
+    deps_.metrics->failed_read->Increment();
+    return history.status();
+  }
+  for (const AddedEvent& event : work->added) {
+    *event.outcome = !deps_.engine->catalog().Find(event.event->item_id)
+                         ? EventOutcome::kUnknownItem
+                     : event.position < history->last_before_added ? EventOutcome::kLateRefolded
+                                                                   : EventOutcome::kApplied;
+  }
+  if (history->lineage.event_count == 0) return absl::OkStatus();
+  auto loaded = deps_.residents->Load(work->user_id, *std::move(history), checkpoint);
+  if (!loaded.ok()) return loaded.status();
+  work->resident = loaded->resident;
+  work->tier = loaded->tier;
+  work->pending = std::move(loaded->pending);
+  return absl::OkStatus();
+}
+
+absl::Status MicroBatch::AdvanceResident(UserWork* work) {
+  Resident* resident = work->resident;
+  const ItemCatalog& catalog = deps_.engine->catalog();
+  std::sort(work->added.begin(), work->added.end(),
+            [](const AddedEvent& a, const AddedEvent& b) { return a.position < b.position; });
+  const bool late = work->added.front().position < resident->lineage.watermark;
+  const Position watermark = resident->lineage.watermark;
+  for (const AddedEvent& event : work->added) {
+    const auto item = catalog.Find(event.event->item_id);
+    *event.outcome = !item                        ? EventOutcome::kUnknownItem
+                     : event.position < watermark ? EventOutcome::kLateRefolded
+                                                  : EventOutcome::kApplied;
+    if (late) continue;
+    resident->lineage.Extend(event.position, event.event->item_id);
+    resident->last_event_ms = event.event->timestamp_ms;
+    if (item) {
+      work->pending.push_back({*item, event.event->timestamp_ms});
+      InsertSorted(*item, &resident->seen);
+      ++resident->folded;
+    }
+  }
+  if (!late) {
+    work->tier = Tier::kHot;
+    deps_.residents->MarkDirty(resident);
+    return absl::OkStatus();
+  }
+  auto history = ReadHistory(*deps_.log, catalog, {.user_id = work->user_id});
+  if (!history.ok()) {
+    deps_.metrics->failed_read->Increment();
+    return history.status();
+  }
+  auto loaded = deps_.residents->Reset(resident, *std::move(history));
+  if (!loaded.ok()) return loaded.status();
+  work->tier = loaded->tier;
+  work->pending = std::move(loaded->pending);
+  return absl::OkStatus();
+}
+
+void MicroBatch::PrepareRead(UserWork* work, Job* job) {
+  RecommendCommand& command = *job->recommend;
+  const Resident* resident = work->resident;
+  const uint64_t version = resident == nullptr ? 0 : resident->lineage.event_count;
+  if (version < command.min_state_version) {
+    job->status =
+        absl::FailedPreconditionError(absl::StrCat("min_state_version: ", command.min_state_version,
+                                                   " is not reached, the user is at ", version));
+    return;
+  }
+  command.state_version = version;
+  command.event_count = resident == nullptr ? 0 : resident->folded;
+  command.last_event_ms = resident == nullptr ? 0 : resident->last_event_ms;
+  command.tier = work->tier;
+  command.answered_as_of_ms = command.as_of_ms.value_or(now_ms_);
+
+  Read read;
+  read.job = job;
+  if (resident != nullptr) {
+    read.slot = resident->slot;
+    read.seen = &resident->seen;
+    read.past = command.as_of_ms && *command.as_of_ms < resident->last_event_ms;
+  }
+  if (read.past) {
+    read.slot = -1;
+    job->status = PreparePastRead(&read);
+    if (!job->status.ok()) return;
+  }
+  reads_.push_back(std::move(read));
+  // The deque keeps its elements in place, so a past read may point into itself from here on.
+  if (reads_.back().past) reads_.back().seen = &reads_.back().past_seen;
+}
+
+absl::Status MicroBatch::PreparePastRead(Read* read) {
+  RecommendCommand& command = *read->job->recommend;
+  auto history = ReadHistory(*deps_.log, deps_.engine->catalog(),
+                             {.user_id = read->job->user_id, .until_ms = *command.as_of_ms});
+  if (!history.ok()) {
+    deps_.metrics->failed_read->Increment();
+    return history.status();
+  }
+  command.state_version = history->lineage.event_count;
+  command.event_count = history->fold.size();
+  command.last_event_ms = history->last_event_ms;
+  command.tier = history->fold.empty() ? Tier::kColdStart : Tier::kRebuilt;
+  read->past_seen = SeenItems(history->fold);
+  if (history->fold.empty()) return absl::OkStatus();
+  absl::StatusOr<Slot> slot = deps_.engine->backend().Allocate();
+  if (!slot.ok()) return slot.status();
+  read->slot = *slot;
+  read->pending = std::move(history->fold);
+  return absl::OkStatus();
+}
+
+void MicroBatch::Fold() {
+  std::vector<Run> runs;
+  for (const UserWork& work : works_) {
+    if (!work.pending.empty()) runs.push_back({work.resident->slot, work.pending});
+  }
+  for (const Read& read : reads_) {
+    if (!read.pending.empty()) runs.push_back({read.slot, read.pending});
+  }
+  if (runs.empty()) return;
+  const absl::Status advanced = deps_.engine->backend().Advance(runs);
+  if (advanced.ok()) return;
+  Log(LogLevel::kError, "fold failed", {{"error", LogText(advanced)}, {"runs", runs.size()}});
+  // The events are in the log, and the states are not what their lineage says: load them anew.
+  for (Read& read : reads_) {
+    if (!read.pending.empty()) read.job->status = advanced;
+  }
+  for (UserWork& work : works_) {
+    if (work.pending.empty()) continue;
+    work.status = advanced;
+    deps_.residents->Drop(std::exchange(work.resident, nullptr));
+    for (Read& read : reads_) {
+      if (read.job->user_id == work.user_id) read.job->status = advanced;
+    }
+  }
+}
+
+void MicroBatch::Rank() {
+  std::vector<Read*> ranked;
+  std::vector<QueryRequest> requests;
+  for (Read& read : reads_) {
+    if (!read.job->status.ok()) continue;
+    const RecommendCommand& command = *read.job->recommend;
+    if (command.exclude_seen && read.seen != nullptr) {
+      std::set_union(read.seen->begin(), read.seen->end(), command.excluded.begin(),
+                     command.excluded.end(), std::back_inserter(read.excluded));
+    } else {
+      read.excluded = command.excluded;
+    }
+    if (command.tier == Tier::kColdStart) {
+      RankByPopularity(&read);
+    } else {
+      ranked.push_back(&read);
+      requests.push_back({read.slot, command.answered_as_of_ms});
+    }
+  }
+  if (!ranked.empty()) {
+    const size_t width = deps_.engine->config().hidden_size;
+    std::vector<float> queries(ranked.size() * width);
+    std::vector<TopKRequest> top(ranked.size());
+    std::vector<std::vector<ScoredItem>> results;
+    for (size_t i = 0; i < ranked.size(); ++i) {
+      const RecommendCommand& command = *ranked[i]->job->recommend;
+      top[i] = {.query = std::span(queries).subspan(i * width, width),
+                .k = command.k,
+                .excluded = ranked[i]->excluded,
+                .candidates_only = command.candidates_only,
+                .candidates = command.candidates};
+    }
+    Backend& backend = deps_.engine->backend();
+    absl::Status status = backend.Query(requests, std::span(queries));
+    if (status.ok()) status = backend.TopK(top, &results);
+    for (size_t i = 0; i < ranked.size(); ++i) {
+      if (status.ok()) {
+        ranked[i]->job->recommend->items = std::move(results[i]);
+      } else {
+        ranked[i]->job->status = status;
+      }
+    }
+  }
+  for (const Read& read : reads_) {
+    if (read.past && read.slot >= 0) deps_.engine->backend().Release(read.slot);
+  }
+}
+
+void MicroBatch::RankByPopularity(Read* read) {
+  RecommendCommand& command = *read->job->recommend;
+  const ItemCatalog& catalog = deps_.engine->catalog();
+  for (const int32_t item : catalog.by_popularity()) {
+    if (static_cast<int>(command.items.size()) == command.k) break;
+    if (Contains(read->excluded, item)) continue;
+    if (command.candidates_only && !Contains(command.candidates, item)) continue;
+    command.items.push_back({item, static_cast<float>(catalog.item(item).train_events)});
+  }
+}
+
+void MicroBatch::ReadUser(const UserWork& work, Job* job) {
+  GetUserCommand& command = *job->get_user;
+  std::optional<StateRecord> checkpoint;
+  if (!command.at_ms) {
+    auto stored = deps_.states->Get(work.user_id, deps_.engine->fingerprint());
+    if (stored.ok()) checkpoint = *std::move(stored);
+  }
+  HistoryRequest request{.user_id = work.user_id};
+  if (command.at_ms) request.until_ms = *command.at_ms;
+  if (checkpoint) request.checkpoint = &checkpoint->lineage;
+  auto history = ReadHistory(*deps_.log, deps_.engine->catalog(), request);
+  if (!history.ok()) {
+    deps_.metrics->failed_read->Increment();
+    job->status = history.status();
+    return;
+  }
+  const uint64_t count = history->lineage.event_count;
+  command.tier = history->fold.empty() ? Tier::kColdStart
+                 : !command.at_ms && deps_.residents->Peek(work.user_id) != nullptr ? Tier::kHot
+                 : history->checkpoint_folds                                        ? Tier::kStored
+                                             : Tier::kRebuilt;
+  command.first_event_ms = history->first_event_ms;
+  command.last_event_ms = history->last_event_ms;
+  command.lineage = std::move(history->lineage);
+  if (command.max_events == 0 || count == 0) return;
+  uint64_t skip = count - std::min<uint64_t>(count, command.max_events);
+  uint64_t left = count - skip;
+  job->status = deps_.log->Read(work.user_id, "", [&](std::string_view, const Event& event) {
+    if (skip > 0) {
+      --skip;
+      return true;
+    }
+    command.events.push_back(event);
+    return --left > 0;
+  });
+}
+
+void MicroBatch::Finish() {
+  for (const UserWork& work : works_) {
+    for (Job* job : work.jobs) {
+      if (job->status.ok() && (job->record || job->recommend)) job->status = work.status;
+      if (!job->status.ok()) continue;
+      if (job->get_user) ReadUser(work, job);
+      if (!job->record) continue;
+      job->record->state_version =
+          work.resident == nullptr ? 0 : work.resident->lineage.event_count;
+      for (const EventOutcome outcome : job->record->outcomes) {
+        switch (outcome) {
+          case EventOutcome::kApplied:
+            deps_.metrics->events_applied->Increment();
+            break;
+          case EventOutcome::kDuplicate:
+            deps_.metrics->events_duplicate->Increment();
+            break;
+          case EventOutcome::kLateRefolded:
+            deps_.metrics->events_late_refolded->Increment();
+            break;
+          case EventOutcome::kUnknownItem:
+            deps_.metrics->events_unknown_item->Increment();
+            break;
+        }
+      }
+    }
+  }
+  // The users' ids belong to the jobs: nothing of the batch is read once they are complete.
+  for (Job* job : jobs_) job->Complete();
+}
+
+}  // namespace tim4rec

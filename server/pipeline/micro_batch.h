@@ -1,0 +1,93 @@
+// Requests of one worker that are computed together.
+#ifndef TIM4REC_SERVER_PIPELINE_MICRO_BATCH_H_
+#define TIM4REC_SERVER_PIPELINE_MICRO_BATCH_H_
+
+#include <cstdint>
+#include <deque>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "model/engine/engine.h"
+#include "server/pipeline/job.h"
+#include "server/pipeline/residents.h"
+#include "server/telemetry/metrics.h"
+#include "store/event_log.h"
+#include "store/state_store.h"
+
+namespace tim4rec {
+
+// Used by one thread: Add the jobs, then Execute once. Order of effects: all records become part of
+// the log (one Append), then of the states (one Advance); then all reads. A job whose status is not
+// OK after a phase takes no part in the next.
+class MicroBatch {
+ public:
+  struct Deps {
+    const Engine* engine;
+    EventLog* log;
+    StateStore* states;
+    Metrics* metrics;
+    Residents* residents;
+  };
+  MicroBatch(const Deps& deps, int64_t now_ms);
+
+  // False if the batch holds as many users as can be resident at once: run it first. Takes no
+  // delete_user jobs.
+  bool Add(Job* job);
+
+  // Computes and completes every job.
+  void Execute();
+
+ private:
+  struct AddedEvent {
+    Position position;
+    const Event* event;
+    EventOutcome* outcome;
+  };
+
+  // What the batch does with one user.
+  struct UserWork {
+    std::string_view user_id;
+    std::vector<Job*> jobs;
+    std::vector<AddedEvent> added;
+    absl::Status status;
+    Resident* resident = nullptr;  // null: no events
+    Tier tier = Tier::kColdStart;
+    std::vector<FoldEvent> pending;  // to be folded into the resident's slot
+  };
+
+  // One recommendation: the state it reads.
+  struct Read {
+    Job* job = nullptr;
+    bool past = false;  // `slot` is temporary, and `pending` is to be folded into it
+    Slot slot = -1;
+    std::vector<FoldEvent> pending;
+    std::vector<int32_t> past_seen;
+    const std::vector<int32_t>* seen = nullptr;
+    std::vector<int32_t> excluded;
+  };
+
+  void AppendRecords();
+  void PrepareUser(UserWork* work);
+  absl::Status LoadUser(UserWork* work);
+  absl::Status AdvanceResident(UserWork* work);
+  void PrepareRead(UserWork* work, Job* job);
+  absl::Status PreparePastRead(Read* read);
+  void Fold();
+  void Rank();
+  void RankByPopularity(Read* read);
+  void ReadUser(const UserWork& work, Job* job);
+  void Finish();
+
+  const Deps deps_;
+  const int64_t now_ms_;
+  std::vector<Job*> jobs_;
+  std::deque<UserWork> works_;
+  std::unordered_map<std::string_view, UserWork*> by_user_;
+  std::deque<Read> reads_;
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_SERVER_PIPELINE_MICRO_BATCH_H_

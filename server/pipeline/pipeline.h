@@ -1,0 +1,76 @@
+// Orders requests per user and answers them in micro-batches.
+//
+// A user belongs to one of kPartitions partitions, a partition to one worker thread, so a user's
+// events are folded in order without locks. A worker takes whatever is waiting (up to max_batch)
+// and never waits for more. In a batch: all Records (one append to the log, synced if one of them
+// asks for it), one fold over all users, then all reads, then the answers; a DeleteUser is a
+// barrier.
+#ifndef TIM4REC_SERVER_PIPELINE_PIPELINE_H_
+#define TIM4REC_SERVER_PIPELINE_PIPELINE_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "model/engine/engine.h"
+#include "server/pipeline/job.h"
+#include "server/telemetry/metrics.h"
+#include "store/event_log.h"
+#include "store/state_store.h"
+
+namespace tim4rec {
+
+struct PipelineOptions {
+  int workers = 1;                      // at least 1
+  int64_t queue_limit = 8192;           // jobs waiting per worker
+  int64_t max_batch = 256;              // jobs in one micro-batch
+  int64_t max_resident_users = 100000;  // over all workers; each has at least one
+  absl::Duration checkpoint_interval = absl::Seconds(30);  // zero: on eviction and drain only
+  int64_t checkpoint_group = 64;                           // states per StateStore::Put
+  std::function<absl::Time()> clock;                       // required; any thread
+};
+
+// All outlive the pipeline.
+struct PipelineDeps {
+  const Engine* engine;
+  EventLog* log;
+  StateStore* states;
+  std::function<absl::StatusOr<DeletedUser>(std::string_view user_id)> delete_user;
+  Metrics* metrics;
+};
+
+inline constexpr uint64_t kPartitions = 256;
+
+// XXH3 (64 bits, seed 0) of the user id modulo kPartitions. Stable over releases and machines.
+uint64_t PartitionOf(std::string_view user_id);
+
+class Worker;
+
+// Thread-safe.
+class Pipeline {
+ public:
+  Pipeline(const PipelineOptions& options, const PipelineDeps& deps);
+  // Drains.
+  ~Pipeline();
+
+  // Takes the job, which lives until its Complete. RESOURCE_EXHAUSTED if the worker's queue is
+  // full, UNAVAILABLE once draining; then the job was not taken. Never blocks on work.
+  absl::Status Submit(Job* job);
+
+  // Refuses new jobs, answers those taken, writes all changed states and flushes the state store.
+  // The status is the store's. Repeatable.
+  absl::Status Drain();
+
+ private:
+  StateStore* states_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_SERVER_PIPELINE_PIPELINE_H_

@@ -1,0 +1,149 @@
+#include "server/pipeline/worker.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "server/pipeline/micro_batch.h"
+#include "server/telemetry/log.h"
+
+namespace tim4rec {
+
+Worker::Worker(int index, int64_t capacity, const PipelineOptions& options,
+               const PipelineDeps& deps)
+    : options_(options),
+      deps_(deps),
+      depth_(deps.metrics->QueueDepth(index)),
+      residents_({deps.engine, deps.states, deps.metrics}, capacity, options.checkpoint_group),
+      next_checkpoint_(options.checkpoint_interval > absl::ZeroDuration()
+                           ? absl::Now() + options.checkpoint_interval
+                           : absl::InfiniteFuture()),
+      thread_([this] { Run(); }) {}
+
+Worker::~Worker() {
+  Close();
+  Join();
+}
+
+absl::Status Worker::Submit(Job* job) {
+  std::unique_lock lock(mutex_);
+  if (closed_) return absl::UnavailableError("the server is draining; try another one");
+  if (static_cast<int64_t>(queue_.size()) >= options_.queue_limit) {
+    deps_.metrics->dropped_queue_full->Increment();
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "queue full: ", queue_.size(), " requests wait (pipeline.queue_limit); try again later"));
+  }
+  queue_.push_back(job);
+  if (waiting_) wake_.notify_one();
+  return absl::OkStatus();
+}
+
+void Worker::Close() {
+  std::unique_lock lock(mutex_);
+  closed_ = true;
+  wake_.notify_one();
+}
+
+void Worker::Join() {
+  if (thread_.joinable()) thread_.join();
+}
+
+bool Worker::Take(absl::Time until, std::vector<Job*>* batch) {
+  batch->clear();
+  std::unique_lock lock(mutex_);
+  while (queue_.empty() && !closed_) {
+    waiting_ = true;
+    if (until == absl::InfiniteFuture()) {
+      wake_.wait(lock);
+    } else if (wake_.wait_until(lock, absl::ToChronoTime(until)) == std::cv_status::timeout) {
+      waiting_ = false;
+      break;
+    }
+    waiting_ = false;
+  }
+  const size_t count = std::min<size_t>(queue_.size(), options_.max_batch);
+  batch->assign(queue_.begin(), queue_.begin() + count);
+  queue_.erase(queue_.begin(), queue_.begin() + count);
+  depth_.Set(static_cast<double>(queue_.size()));
+  return count > 0 || !closed_;
+}
+
+void Worker::Run() {
+  std::vector<Job*> batch;
+  while (Take(checkpoints_left_ > 0 ? absl::InfinitePast() : next_checkpoint_, &batch)) {
+    if (!batch.empty()) RunBatch(batch);
+    CheckpointIfDue();
+  }
+  while (residents_.dirty_count() > 0 && residents_.CheckpointSome().ok()) {
+  }
+}
+
+bool Worker::DropIfLate(Job* job, absl::Time now) {
+  if (job->cancelled.load(std::memory_order_relaxed)) {
+    deps_.metrics->dropped_cancelled->Increment();
+    job->status = absl::CancelledError("cancelled by the client before compute");
+  } else if (job->deadline < now) {
+    deps_.metrics->dropped_deadline->Increment();
+    job->status = absl::DeadlineExceededError("the deadline passed before compute");
+  } else {
+    return false;
+  }
+  job->Complete();
+  return true;
+}
+
+void Worker::RunBatch(const std::vector<Job*>& jobs) {
+  const absl::Time start = absl::Now();
+  const absl::Time now = options_.clock();
+  std::optional<MicroBatch> batch;
+  const auto flush = [&] {
+    if (batch) batch->Execute();
+    batch.reset();
+  };
+  const MicroBatch::Deps deps{deps_.engine, deps_.log, deps_.states, deps_.metrics, &residents_};
+  for (Job* job : jobs) {
+    if (DropIfLate(job, now)) continue;
+    if (job->delete_user) {
+      flush();
+      DeleteUser(job);
+      continue;
+    }
+    if (!batch) batch.emplace(deps, absl::ToUnixMillis(now));
+    if (!batch->Add(job)) {
+      flush();
+      batch.emplace(deps, absl::ToUnixMillis(now));
+      batch->Add(job);
+    }
+  }
+  flush();
+  deps_.metrics->batch_requests->Observe(static_cast<double>(jobs.size()));
+  deps_.metrics->batch_seconds->Observe(absl::ToDoubleSeconds(absl::Now() - start));
+}
+
+void Worker::DeleteUser(Job* job) {
+  residents_.BeginBatch();
+  if (Resident* resident = residents_.Use(job->user_id)) residents_.Drop(resident);
+  auto removed = deps_.delete_user(job->user_id);
+  if (removed.ok()) {
+    job->delete_user->removed = *removed;
+  } else {
+    deps_.metrics->failed_delete->Increment();
+    job->status = removed.status();
+  }
+  job->Complete();
+}
+
+void Worker::CheckpointIfDue() {
+  const absl::Time now = absl::Now();
+  if (now >= next_checkpoint_) {
+    next_checkpoint_ = now + options_.checkpoint_interval;
+    checkpoints_left_ = residents_.dirty_count();
+  }
+  if (checkpoints_left_ <= 0) return;
+  // One group per batch, so that requests wait for one write at most.
+  const auto written = residents_.CheckpointSome();
+  checkpoints_left_ = written.ok() && *written > 0 ? checkpoints_left_ - *written : 0;
+}
+
+}  // namespace tim4rec

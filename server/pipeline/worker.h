@@ -1,0 +1,65 @@
+// One thread of the pipeline with its queue and its resident users.
+#ifndef TIM4REC_SERVER_PIPELINE_WORKER_H_
+#define TIM4REC_SERVER_PIPELINE_WORKER_H_
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/pipeline/job.h"
+#include "server/pipeline/pipeline.h"
+#include "server/pipeline/residents.h"
+
+namespace tim4rec {
+
+class Worker {
+ public:
+  Worker(int index, int64_t capacity, const PipelineOptions& options, const PipelineDeps& deps);
+  // Closes and joins.
+  ~Worker();
+
+  // As Pipeline::Submit. Any thread.
+  absl::Status Submit(Job* job);
+
+  // Refuses new jobs; the thread ends once those taken are complete and changed states are written.
+  void Close();
+  void Join();
+
+ private:
+  void Run();
+  // Moves waiting jobs into `batch`, or waits until there are some, `until` has come or the queue
+  // is closed. False once closed and empty.
+  bool Take(absl::Time until, std::vector<Job*>* batch);
+  void RunBatch(const std::vector<Job*>& jobs);
+  bool DropIfLate(Job* job, absl::Time now);
+  void DeleteUser(Job* job);
+  void CheckpointIfDue();
+
+  const PipelineOptions options_;
+  const PipelineDeps deps_;
+  prometheus::Gauge& depth_;
+
+  // Used by the thread only.
+  Residents residents_;
+  absl::Time next_checkpoint_;
+  int64_t checkpoints_left_ = 0;  // of the periodic round that is under way
+
+  // The standard mutex, which the thread sanitizer sees through (Debian's abseil is not built for
+  // it). It guards the four members below.
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Job*> queue_;
+  bool closed_ = false;
+  bool waiting_ = false;
+
+  std::thread thread_;  // last: starts when all else is built
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_SERVER_PIPELINE_WORKER_H_

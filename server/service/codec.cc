@@ -1,0 +1,244 @@
+#include "server/service/codec.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace tim4rec {
+namespace {
+
+// What is wrong with an id, empty if nothing.
+std::string IdFault(const std::string& id, const std::string& path, bool may_be_empty,
+                    const BrokenText& broken) {
+  if (broken.contains(path)) return "is not valid UTF-8 (1 to 256 bytes of UTF-8)";
+  if (id.empty() && !may_be_empty) return "is empty (1 to 256 bytes of UTF-8)";
+  if (id.size() > kMostIdBytes) return absl::StrCat("has ", id.size(), " bytes (at most 256)");
+  return "";
+}
+
+std::string TimestampFault(int64_t timestamp_ms) {
+  if (timestamp_ms >= -kMostTimestampMs && timestamp_ms <= kMostTimestampMs) return "";
+  return absl::StrCat(timestamp_ms, " is outside -8640000000000000…8640000000000000");
+}
+
+std::string InteractionFault(const v1::Interaction& interaction, const std::string& path,
+                             const DecodeContext& context) {
+  const BrokenText& broken = *context.broken;
+  std::string fault = IdFault(interaction.item_id(), path + "item_id", false, broken);
+  if (!fault.empty()) return absl::StrCat("item_id: ", fault);
+  fault = IdFault(interaction.event_id(), path + "event_id", true, broken);
+  if (!fault.empty()) return absl::StrCat("event_id: ", fault);
+  fault = TimestampFault(interaction.timestamp_ms());
+  if (!fault.empty()) return absl::StrCat("timestamp_ms: ", fault);
+  const int64_t ahead = interaction.timestamp_ms() - context.now_ms;
+  if (ahead > context.limits->max_clock_skew_ms) {
+    return absl::StrCat("timestamp_ms: ", interaction.timestamp_ms(), " is ", ahead,
+                        " ms in the future (at most ", context.limits->max_clock_skew_ms,
+                        ", limits.max_clock_skew_ms)");
+  }
+  return "";
+}
+
+// Indices of the ids that the model knows, ascending and distinct.
+std::vector<int32_t> ResolveItems(const google::protobuf::RepeatedPtrField<std::string>& ids,
+                                  const std::string& name, const DecodeContext& context,
+                                  Violations* faults) {
+  std::vector<int32_t> items;
+  const std::string path = context.path + name;
+  if (ids.size() > context.limits->max_item_ids) {
+    faults->Add(path, absl::StrCat("has ", ids.size(), " ids (at most ",
+                                   context.limits->max_item_ids, ", limits.max_item_ids)"));
+    return items;
+  }
+  for (int i = 0; i < ids.size(); ++i) {
+    const std::string element =
+        context.broken->empty() ? std::string() : absl::StrCat(path, "[", i, "]");
+    const std::string fault = IdFault(ids[i], element, false, *context.broken);
+    if (!fault.empty()) {
+      faults->Add(absl::StrCat(path, "[", i, "]"), fault);
+    } else if (const auto item = context.catalog->Find(ids[i])) {
+      items.push_back(*item);
+    }
+  }
+  std::sort(items.begin(), items.end());
+  items.erase(std::unique(items.begin(), items.end()), items.end());
+  return items;
+}
+
+v1::Tier EncodeTier(Tier tier) {
+  switch (tier) {
+    case Tier::kHot:
+      return v1::TIER_HOT;
+    case Tier::kStored:
+      return v1::TIER_STORED;
+    case Tier::kRebuilt:
+      return v1::TIER_REBUILT;
+    case Tier::kColdStart:
+      return v1::TIER_COLD_START;
+  }
+  return v1::TIER_UNSPECIFIED;
+}
+
+v1::InteractionStatus EncodeOutcome(EventOutcome outcome) {
+  switch (outcome) {
+    case EventOutcome::kApplied:
+      return v1::INTERACTION_STATUS_APPLIED;
+    case EventOutcome::kDuplicate:
+      return v1::INTERACTION_STATUS_DUPLICATE;
+    case EventOutcome::kLateRefolded:
+      return v1::INTERACTION_STATUS_LATE_REFOLDED;
+    case EventOutcome::kUnknownItem:
+      return v1::INTERACTION_STATUS_UNKNOWN_ITEM;
+  }
+  return v1::INTERACTION_STATUS_UNSPECIFIED;
+}
+
+}  // namespace
+
+void CheckUserId(const std::string& user_id, const DecodeContext& context, Violations* faults) {
+  const std::string path = context.path + "user_id";
+  std::string fault = IdFault(user_id, path, false, *context.broken);
+  if (!fault.empty()) faults->Add(path, std::move(fault));
+}
+
+void DecodeRecord(const v1::RecordInteractionsRequest& request, const DecodeContext& context,
+                  RecordCommand* command, std::vector<std::string>* rejections,
+                  Violations* faults) {
+  if (request.ack() != v1::ACK_UNSPECIFIED && request.ack() != v1::ACK_APPLIED &&
+      request.ack() != v1::ACK_DURABLE) {
+    faults->Add(context.path + "ack", absl::StrCat(static_cast<int>(request.ack()),
+                                                   " is none of ACK_APPLIED, ACK_DURABLE"));
+  }
+  command->durability =
+      request.ack() == v1::ACK_DURABLE ? Durability::kSynced : Durability::kBuffered;
+  const int count = request.interactions_size();
+  if (count > context.limits->max_interactions) {
+    faults->Add(context.path + "interactions",
+                absl::StrCat("has ", count, " entries (at most ", context.limits->max_interactions,
+                             ", limits.max_interactions)"));
+    return;
+  }
+  rejections->resize(count);
+  command->events.reserve(count);
+  for (int i = 0; i < count; ++i) {
+    const v1::Interaction& interaction = request.interactions(i);
+    const std::string path = context.broken->empty()
+                                 ? std::string()
+                                 : absl::StrCat(context.path, "interactions[", i, "].");
+    (*rejections)[i] = InteractionFault(interaction, path, context);
+    if (!(*rejections)[i].empty()) continue;
+    command->events.push_back(
+        {interaction.item_id(), interaction.timestamp_ms(), interaction.event_id()});
+  }
+}
+
+absl::Status DecodeRecommend(const v1::RecommendRequest& request, const DecodeContext& context,
+                             RecommendCommand* command, Violations* faults) {
+  command->k = kDefaultK;
+  if (request.has_k()) {
+    if (request.k() < 1 || request.k() > kMostK) {
+      faults->Add(context.path + "k", absl::StrCat(request.k(), " is outside 1…1000"));
+    } else {
+      command->k = static_cast<int>(request.k());
+    }
+  }
+  if (request.as_of_ms() != 0) {
+    std::string fault = TimestampFault(request.as_of_ms());
+    if (!fault.empty()) faults->Add(context.path + "as_of_ms", std::move(fault));
+    command->as_of_ms = request.as_of_ms();
+  }
+  command->exclude_seen = request.has_exclude_seen() ? request.exclude_seen() : true;
+  command->excluded = ResolveItems(request.exclude_item_ids(), "exclude_item_ids", context, faults);
+  command->candidates_only = request.candidate_item_ids_size() > 0;
+  command->candidates =
+      ResolveItems(request.candidate_item_ids(), "candidate_item_ids", context, faults);
+  command->min_state_version = request.min_state_version();
+  if (context.broken->contains(context.path + "model")) {
+    faults->Add(context.path + "model", "is not valid UTF-8");
+  }
+  if (request.category_any_of_size() > 0 || request.category_none_of_size() > 0) {
+    return absl::UnimplementedError(absl::StrCat(
+        context.path, request.category_any_of_size() > 0 ? "category_any_of" : "category_none_of",
+        ": this server offers no filters by category; use exclude_item_ids or "
+        "candidate_item_ids"));
+  }
+  if (!request.model().empty() && request.model() != context.fingerprint &&
+      request.model() != absl::StrCat(context.model_name, "@", context.fingerprint)) {
+    return absl::NotFoundError(absl::StrCat(context.path, "model: \"", request.model(),
+                                            "\" is not loaded; this server has ",
+                                            context.model_name, "@", context.fingerprint));
+  }
+  return absl::OkStatus();
+}
+
+void DecodeGetUser(const v1::GetUserRequest& request, const DecodeContext& context,
+                   GetUserCommand* command, Violations* faults) {
+  CheckUserId(request.user_id(), context, faults);
+  if (request.at_ms() != 0) {
+    std::string fault = TimestampFault(request.at_ms());
+    if (!fault.empty()) faults->Add(context.path + "at_ms", std::move(fault));
+    command->at_ms = request.at_ms();
+  }
+  if (request.max_events() > kMostUserEvents) {
+    faults->Add(context.path + "max_events",
+                absl::StrCat(request.max_events(), " is more than ", kMostUserEvents));
+  }
+  command->max_events = request.max_events();
+}
+
+void EncodeRecord(const RecordCommand& command, const std::vector<std::string>& rejections,
+                  v1::RecordInteractionsResponse* response) {
+  response->mutable_results()->Reserve(static_cast<int>(rejections.size()));
+  size_t next = 0;
+  for (const std::string& rejection : rejections) {
+    v1::InteractionResult* result = response->add_results();
+    if (rejection.empty()) {
+      result->set_status(EncodeOutcome(command.outcomes[next++]));
+    } else {
+      result->set_status(v1::INTERACTION_STATUS_REJECTED);
+      result->set_reason(rejection);
+    }
+  }
+  response->set_state_version(command.state_version);
+}
+
+void EncodeRecommend(const RecommendCommand& command, const Provenance& provenance,
+                     v1::RecommendResponse* response) {
+  response->mutable_items()->Reserve(static_cast<int>(command.items.size()));
+  for (const ScoredItem& item : command.items) {
+    v1::ScoredItem* encoded = response->add_items();
+    encoded->set_item_id(provenance.catalog->item(item.item).id);
+    encoded->set_score(item.score);
+  }
+  v1::Provenance* encoded = response->mutable_provenance();
+  encoded->set_model(provenance.model);
+  encoded->set_backend(provenance.backend);
+  encoded->set_state_version(command.state_version);
+  encoded->set_event_count(command.event_count);
+  encoded->set_last_event_ms(command.last_event_ms);
+  encoded->set_tier(EncodeTier(command.tier));
+  encoded->set_as_of_ms(command.answered_as_of_ms);
+}
+
+void EncodeUser(const GetUserCommand& command, v1::GetUserResponse* response) {
+  const Lineage& lineage = command.lineage;
+  response->set_event_count(lineage.event_count);
+  response->set_state_version(lineage.event_count);
+  response->set_first_event_ms(command.first_event_ms);
+  response->set_last_event_ms(command.last_event_ms);
+  v1::Lineage* encoded = response->mutable_lineage();
+  encoded->set_event_count(lineage.event_count);
+  encoded->set_watermark(lineage.watermark);
+  encoded->set_hash(absl::StrFormat("%016x%016x", lineage.hash[0], lineage.hash[1]));
+  encoded->set_log_truncated(lineage.log_truncated);
+  response->set_tier(EncodeTier(command.tier));
+  for (const Event& event : command.events) {
+    v1::Interaction* interaction = response->add_events();
+    interaction->set_item_id(event.item_id);
+    interaction->set_timestamp_ms(event.timestamp_ms);
+    interaction->set_event_id(event.event_id);
+  }
+}
+
+}  // namespace tim4rec

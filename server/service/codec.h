@@ -1,0 +1,74 @@
+// Requests to commands and answers to responses: validation and translation, pure functions.
+#ifndef TIM4REC_SERVER_SERVICE_CODEC_H_
+#define TIM4REC_SERVER_SERVICE_CODEC_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "model/weights/package.h"
+#include "server/pipeline/job.h"
+#include "server/service/parse.h"
+#include "server/service/status.h"
+#include "tim4rec/v1/recommender.pb.h"
+
+namespace tim4rec {
+
+struct RequestLimits {
+  int64_t max_clock_skew_ms = 300'000;
+  int64_t max_interactions = 10'000;
+  int64_t max_item_ids = 10'000;
+};
+
+inline constexpr int kMostIdBytes = 256;
+inline constexpr int kDefaultK = 10;
+inline constexpr int kMostK = 1000;
+inline constexpr uint32_t kMostUserEvents = 10'000;
+// What a date library still holds: the year 275760.
+inline constexpr int64_t kMostTimestampMs = 8'640'000'000'000'000;
+
+// What a request is decoded against. `path` prefixes field names ("record."); `broken` holds paths
+// from the request's top.
+struct DecodeContext {
+  const RequestLimits* limits;
+  const ItemCatalog* catalog;
+  std::string model_name;   // of the model that serves
+  std::string fingerprint;  // of the model that serves
+  int64_t now_ms;
+  const BrokenText* broken;
+  std::string path = {};
+};
+
+// A fault of the id, or nothing: 1 to 256 bytes of UTF-8.
+void CheckUserId(const std::string& user_id, const DecodeContext& context, Violations* faults);
+
+// Interactions that are faulty by themselves are left out of the command and have their reason in
+// `rejections` (one entry per interaction, empty for those that go in); faults of the request go to
+// `faults`.
+void DecodeRecord(const v1::RecordInteractionsRequest& request, const DecodeContext& context,
+                  RecordCommand* command, std::vector<std::string>* rejections, Violations* faults);
+
+// The options of a recommendation, user_id left out. The status is UNIMPLEMENTED for a field that
+// this server does not offer, NOT_FOUND for another model.
+absl::Status DecodeRecommend(const v1::RecommendRequest& request, const DecodeContext& context,
+                             RecommendCommand* command, Violations* faults);
+
+void DecodeGetUser(const v1::GetUserRequest& request, const DecodeContext& context,
+                   GetUserCommand* command, Violations* faults);
+
+void EncodeRecord(const RecordCommand& command, const std::vector<std::string>& rejections,
+                  v1::RecordInteractionsResponse* response);
+
+struct Provenance {
+  const ItemCatalog* catalog;
+  std::string model;  // "name@fingerprint"
+  std::string backend;
+};
+void EncodeRecommend(const RecommendCommand& command, const Provenance& provenance,
+                     v1::RecommendResponse* response);
+void EncodeUser(const GetUserCommand& command, v1::GetUserResponse* response);
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_SERVER_SERVICE_CODEC_H_

@@ -1,0 +1,268 @@
+#include "server/service/recommender_service.h"
+
+#include <google/protobuf/arena.h>
+#include <grpcpp/grpcpp.h>
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "server/service/parse.h"
+#include "server/service/status.h"
+
+namespace tim4rec {
+namespace {
+
+// How long a client should wait when the queue is full: a few batches.
+constexpr absl::Duration kRetryDelay = absl::Milliseconds(50);
+
+// One unary call from its bytes to its bytes. `Codec` has the types Request and Response and
+//   static absl::Status Decode(const Request&, const DecodeContext&, Call state…)
+// Owned by gRPC until OnDone. Once submitted or finished it is not touched by this code's caller.
+template <typename Codec>
+class Call final : public grpc::ServerUnaryReactor, public Job {
+ public:
+  Call(const ServiceDeps& deps, grpc::ByteBuffer* response)
+      : deps_(deps), response_(response), start_(absl::Now()) {}
+
+  void Start(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request) {
+    deadline = absl::FromChrono(context->deadline());
+    status = Decode(request);
+    if (status.ok()) {
+      status = deps_.pipeline->Submit(this);
+      if (status.ok()) return;
+      if (absl::IsResourceExhausted(status)) SetRetryDelay(kRetryDelay, &status);
+    }
+    Complete();
+  }
+
+  void Complete() override {
+    grpc::Status result = ToGrpcStatus(status);
+    if (result.ok()) {
+      google::protobuf::Arena arena;
+      auto* response = google::protobuf::Arena::CreateMessage<typename Codec::Response>(&arena);
+      const Provenance provenance{&deps_.engine->catalog(),
+                                  absl::StrCat(deps_.model_name, "@", deps_.engine->fingerprint()),
+                                  std::string(deps_.engine->backend().name())};
+      Codec::Encode(*this, rejections_, provenance, response);
+      bool own_buffer;
+      result = grpc::SerializationTraits<typename Codec::Response>::Serialize(*response, response_,
+                                                                              &own_buffer);
+    }
+    deps_.metrics->CountRequest(Codec::kMethod, result.error_code(),
+                                absl::ToDoubleSeconds(absl::Now() - start_));
+    Finish(std::move(result));
+  }
+
+ private:
+  absl::Status Decode(const grpc::ByteBuffer& bytes) {
+    google::protobuf::Arena arena;
+    auto* request = google::protobuf::Arena::CreateMessage<typename Codec::Request>(&arena);
+    BrokenText broken;
+    absl::Status parsed = ParseRequest(bytes, request, &broken);
+    if (!parsed.ok()) return parsed;
+    const DecodeContext context{.limits = &deps_.limits,
+                                .catalog = &deps_.engine->catalog(),
+                                .model_name = deps_.model_name,
+                                .fingerprint = deps_.engine->fingerprint(),
+                                .now_ms = absl::ToUnixMillis(deps_.clock()),
+                                .broken = &broken};
+    Violations faults;
+    absl::Status decoded = Codec::Decode(*request, context, this, &rejections_, &faults);
+    if (!faults.empty()) return faults.ToStatus();
+    if (decoded.ok()) {
+      for (const std::string& rejection : rejections_) {
+        if (!rejection.empty()) deps_.metrics->events_rejected->Increment();
+      }
+    }
+    return decoded;
+  }
+
+  void OnCancel() override { cancelled.store(true, std::memory_order_relaxed); }
+  void OnDone() override { delete this; }
+
+  const ServiceDeps& deps_;
+  grpc::ByteBuffer* const response_;
+  const absl::Time start_;
+  std::vector<std::string> rejections_;
+};
+
+struct RecordCodec {
+  using Request = v1::RecordInteractionsRequest;
+  using Response = v1::RecordInteractionsResponse;
+  static constexpr Method kMethod = Method::kRecordInteractions;
+
+  static absl::Status Decode(const Request& request, const DecodeContext& context, Job* job,
+                             std::vector<std::string>* rejections, Violations* faults) {
+    CheckUserId(request.user_id(), context, faults);
+    job->user_id = request.user_id();
+    DecodeRecord(request, context, &job->record.emplace(), rejections, faults);
+    return absl::OkStatus();
+  }
+  static void Encode(const Job& job, const std::vector<std::string>& rejections, const Provenance&,
+                     Response* response) {
+    EncodeRecord(*job.record, rejections, response);
+  }
+};
+
+struct RecommendCodec {
+  using Request = v1::RecommendRequest;
+  using Response = v1::RecommendResponse;
+  static constexpr Method kMethod = Method::kRecommend;
+
+  static absl::Status Decode(const Request& request, const DecodeContext& context, Job* job,
+                             std::vector<std::string>*, Violations* faults) {
+    CheckUserId(request.user_id(), context, faults);
+    job->user_id = request.user_id();
+    return DecodeRecommend(request, context, &job->recommend.emplace(), faults);
+  }
+  static void Encode(const Job& job, const std::vector<std::string>&, const Provenance& provenance,
+                     Response* response) {
+    EncodeRecommend(*job.recommend, provenance, response);
+  }
+};
+
+struct RecordAndRecommendCodec {
+  using Request = v1::RecordAndRecommendRequest;
+  using Response = v1::RecordAndRecommendResponse;
+  static constexpr Method kMethod = Method::kRecordAndRecommend;
+
+  static absl::Status Decode(const Request& request, const DecodeContext& context, Job* job,
+                             std::vector<std::string>* rejections, Violations* faults) {
+    DecodeContext record = context;
+    record.path = "record.";
+    CheckUserId(request.record().user_id(), record, faults);
+    job->user_id = request.record().user_id();
+    DecodeRecord(request.record(), record, &job->record.emplace(), rejections, faults);
+
+    DecodeContext recommend = context;
+    recommend.path = "recommend.";
+    if (context.broken->contains("recommend.user_id") ||
+        (!request.recommend().user_id().empty() && request.recommend().user_id() != job->user_id)) {
+      faults->Add("recommend.user_id", "is neither empty nor record.user_id");
+    }
+    return DecodeRecommend(request.recommend(), recommend, &job->recommend.emplace(), faults);
+  }
+  static void Encode(const Job& job, const std::vector<std::string>& rejections,
+                     const Provenance& provenance, Response* response) {
+    EncodeRecord(*job.record, rejections, response->mutable_record());
+    EncodeRecommend(*job.recommend, provenance, response->mutable_recommend());
+  }
+};
+
+struct GetUserCodec {
+  using Request = v1::GetUserRequest;
+  using Response = v1::GetUserResponse;
+  static constexpr Method kMethod = Method::kGetUser;
+
+  static absl::Status Decode(const Request& request, const DecodeContext& context, Job* job,
+                             std::vector<std::string>*, Violations* faults) {
+    job->user_id = request.user_id();
+    DecodeGetUser(request, context, &job->get_user.emplace(), faults);
+    return absl::OkStatus();
+  }
+  static void Encode(const Job& job, const std::vector<std::string>&, const Provenance&,
+                     Response* response) {
+    EncodeUser(*job.get_user, response);
+  }
+};
+
+struct DeleteUserCodec {
+  using Request = v1::DeleteUserRequest;
+  using Response = v1::DeleteUserResponse;
+  static constexpr Method kMethod = Method::kDeleteUser;
+
+  static absl::Status Decode(const Request& request, const DecodeContext& context, Job* job,
+                             std::vector<std::string>*, Violations* faults) {
+    CheckUserId(request.user_id(), context, faults);
+    job->user_id = request.user_id();
+    job->delete_user.emplace();
+    return absl::OkStatus();
+  }
+  static void Encode(const Job& job, const std::vector<std::string>&, const Provenance&,
+                     Response* response) {
+    response->set_events_removed(job.delete_user->removed.events);
+    response->set_states_removed(job.delete_user->removed.states);
+  }
+};
+
+template <typename Codec>
+grpc::ServerUnaryReactor* StartCall(const ServiceDeps& deps, grpc::CallbackServerContext* context,
+                                    const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+  auto* call = new Call<Codec>(deps, response);
+  call->Start(context, *request);
+  return call;
+}
+
+grpc::Status NotOffered(const ServiceDeps& deps, Method method) {
+  grpc::Status status(grpc::StatusCode::UNIMPLEMENTED,
+                      absl::StrCat("this server does not offer ", std::string(MethodName(method))));
+  deps.metrics->CountRequest(method, status.error_code(), 0);
+  return status;
+}
+
+class RefusedCall final : public grpc::ServerUnaryReactor {
+ public:
+  explicit RefusedCall(grpc::Status status) { Finish(std::move(status)); }
+  void OnDone() override { delete this; }
+};
+
+template <typename Request, typename Response>
+class RefusedStream final : public grpc::ServerBidiReactor<Request, Response> {
+ public:
+  explicit RefusedStream(grpc::Status status) { this->Finish(std::move(status)); }
+  void OnDone() override { delete this; }
+};
+
+}  // namespace
+
+grpc::ServerUnaryReactor* RecommenderService::RecordInteractions(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return StartCall<RecordCodec>(deps_, context, request, response);
+}
+
+grpc::ServerUnaryReactor* RecommenderService::Recommend(grpc::CallbackServerContext* context,
+                                                        const grpc::ByteBuffer* request,
+                                                        grpc::ByteBuffer* response) {
+  return StartCall<RecommendCodec>(deps_, context, request, response);
+}
+
+grpc::ServerUnaryReactor* RecommenderService::RecordAndRecommend(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return StartCall<RecordAndRecommendCodec>(deps_, context, request, response);
+}
+
+grpc::ServerUnaryReactor* RecommenderService::RecommendForHistory(grpc::CallbackServerContext*,
+                                                                  const grpc::ByteBuffer*,
+                                                                  grpc::ByteBuffer*) {
+  return new RefusedCall(NotOffered(deps_, Method::kRecommendForHistory));
+}
+
+grpc::ServerBidiReactor<v1::StreamInteractionsRequest, v1::StreamInteractionsResponse>*
+RecommenderService::StreamInteractions(grpc::CallbackServerContext*) {
+  return new RefusedStream<v1::StreamInteractionsRequest, v1::StreamInteractionsResponse>(
+      NotOffered(deps_, Method::kStreamInteractions));
+}
+
+grpc::ServerBidiReactor<v1::RecommendBatchRequest, v1::RecommendBatchResponse>*
+RecommenderService::RecommendBatch(grpc::CallbackServerContext*) {
+  return new RefusedStream<v1::RecommendBatchRequest, v1::RecommendBatchResponse>(
+      NotOffered(deps_, Method::kRecommendBatch));
+}
+
+grpc::ServerUnaryReactor* RecommenderService::GetUser(grpc::CallbackServerContext* context,
+                                                      const grpc::ByteBuffer* request,
+                                                      grpc::ByteBuffer* response) {
+  return StartCall<GetUserCodec>(deps_, context, request, response);
+}
+
+grpc::ServerUnaryReactor* RecommenderService::DeleteUser(grpc::CallbackServerContext* context,
+                                                         const grpc::ByteBuffer* request,
+                                                         grpc::ByteBuffer* response) {
+  return StartCall<DeleteUserCodec>(deps_, context, request, response);
+}
+
+}  // namespace tim4rec

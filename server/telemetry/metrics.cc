@@ -1,0 +1,152 @@
+#include "server/telemetry/metrics.h"
+
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <utility>
+
+namespace tim4rec {
+namespace {
+
+constexpr std::string_view kMethodNames[kMethods] = {"RecordInteractions",
+                                                     "Recommend",
+                                                     "RecordAndRecommend",
+                                                     "RecommendForHistory",
+                                                     "StreamInteractions",
+                                                     "RecommendBatch",
+                                                     "GetUser",
+                                                     "DeleteUser"};
+
+// gRPC's codes by number.
+constexpr const char* kCodeNames[17] = {
+    "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+    "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+    "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+    "DATA_LOSS", "UNAUTHENTICATED"};
+
+const prometheus::Histogram::BucketBoundaries& Seconds() {
+  static const auto& bounds = *new prometheus::Histogram::BucketBoundaries{
+      5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5, 10};
+  return bounds;
+}
+
+prometheus::Family<prometheus::Counter>& CounterFamily(prometheus::Registry& registry,
+                                                       const char* name, const char* help) {
+  return prometheus::BuildCounter().Name(name).Help(help).Register(registry);
+}
+
+prometheus::Gauge* OneGauge(prometheus::Registry& registry, const char* name, const char* help) {
+  return &prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add({});
+}
+
+}  // namespace
+
+std::string_view MethodName(Method method) { return kMethodNames[static_cast<int>(method)]; }
+
+Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
+  prometheus::Registry& r = *registry_;
+  requests_ = &CounterFamily(r, "tim4rec_requests_total", "Calls by method and gRPC code");
+  auto& latency = prometheus::BuildHistogram()
+                      .Name("tim4rec_request_duration_seconds")
+                      .Help("From the decoded request to the answer handed to gRPC")
+                      .Register(r);
+  for (int m = 0; m < kMethods; ++m) {
+    latency_[m] = &latency.Add({{"method", std::string(kMethodNames[m])}}, Seconds());
+  }
+  queue_depth_ = &prometheus::BuildGauge()
+                      .Name("tim4rec_queue_depth")
+                      .Help("Requests waiting, by worker")
+                      .Register(r);
+
+  auto& events = CounterFamily(r, "tim4rec_events_total", "Recorded interactions by outcome");
+  events_applied = &events.Add({{"outcome", "applied"}});
+  events_duplicate = &events.Add({{"outcome", "duplicate"}});
+  events_late_refolded = &events.Add({{"outcome", "late_refolded"}});
+  events_unknown_item = &events.Add({{"outcome", "unknown_item"}});
+  events_rejected = &events.Add({{"outcome", "rejected"}});
+
+  auto& lookups = CounterFamily(r, "tim4rec_state_lookups_total",
+                                "Where the states of users in a batch came from");
+  lookups_hot = &lookups.Add({{"tier", "hot"}});
+  lookups_stored = &lookups.Add({{"tier", "stored"}});
+  lookups_rebuilt = &lookups.Add({{"tier", "rebuilt"}});
+  lookups_cold_start = &lookups.Add({{"tier", "cold_start"}});
+
+  auto& dropped = CounterFamily(r, "tim4rec_dropped_requests_total",
+                                "Requests that were answered without being computed");
+  dropped_queue_full = &dropped.Add({{"reason", "queue_full"}});
+  dropped_deadline = &dropped.Add({{"reason", "deadline"}});
+  dropped_cancelled = &dropped.Add({{"reason", "cancelled"}});
+
+  auto& failures = CounterFamily(r, "tim4rec_store_failures_total",
+                                 "Store operations that failed, by operation");
+  failed_append = &failures.Add({{"operation", "append"}});
+  failed_read = &failures.Add({{"operation", "read"}});
+  failed_put = &failures.Add({{"operation", "put"}});
+  failed_delete = &failures.Add({{"operation", "delete"}});
+
+  checkpoints =
+      &CounterFamily(r, "tim4rec_checkpoints_total", "States written to the store").Add({});
+  evictions = &CounterFamily(r, "tim4rec_evictions_total", "States removed from memory").Add({});
+  stale_checkpoints = &CounterFamily(r, "tim4rec_stale_checkpoints_total",
+                                     "Checkpoints that did not match the log and were not used")
+                           .Add({});
+  corrupt_states = OneGauge(r, "tim4rec_corrupt_states",
+                            "Checkpoints that failed a check of their envelope since start");
+  resident_users = OneGauge(r, "tim4rec_resident_users", "States in memory");
+  ready = OneGauge(r, "tim4rec_ready", "1 while the server takes requests");
+  batch_requests =
+      &prometheus::BuildHistogram()
+           .Name("tim4rec_batch_requests")
+           .Help("Requests in a micro-batch")
+           .Register(r)
+           .Add({}, prometheus::Histogram::BucketBoundaries{1, 2, 4, 8, 16, 32, 64, 128, 256, 512});
+  batch_seconds = &prometheus::BuildHistogram()
+                       .Name("tim4rec_batch_duration_seconds")
+                       .Help("From a micro-batch's first request taken to its last answer")
+                       .Register(r)
+                       .Add({}, Seconds());
+}
+
+Metrics::~Metrics() = default;
+
+void Metrics::CountRequest(Method method, int code, double seconds) {
+  const int m = static_cast<int>(method);
+  if (code < 0 || code > 16) code = 2;
+  std::atomic<prometheus::Counter*>& handle = requests_by_code_[m][code];
+  prometheus::Counter* counter = handle.load(std::memory_order_acquire);
+  if (counter == nullptr) {
+    // Adding the same labels twice gives the same counter.
+    counter =
+        &requests_->Add({{"method", std::string(kMethodNames[m])}, {"code", kCodeNames[code]}});
+    handle.store(counter, std::memory_order_release);
+  }
+  counter->Increment();
+  latency_[m]->Observe(seconds);
+}
+
+prometheus::Gauge& Metrics::QueueDepth(int worker) {
+  return queue_depth_->Add({{"worker", std::to_string(worker)}});
+}
+
+void Metrics::SetModel(const std::string& model, const std::string& fingerprint,
+                       const std::string& variant, const std::string& backend) {
+  prometheus::BuildGauge()
+      .Name("tim4rec_model_info")
+      .Help("The model that serves; always 1")
+      .Register(*registry_)
+      .Add({{"model", model},
+            {"fingerprint", fingerprint},
+            {"variant", variant},
+            {"backend", backend}})
+      .Set(1);
+}
+
+void Metrics::OnScrape(std::function<void()> update) { on_scrape_ = std::move(update); }
+
+std::string Metrics::Text() const {
+  if (on_scrape_) on_scrape_();
+  return prometheus::TextSerializer().Serialize(registry_->Collect());
+}
+
+}  // namespace tim4rec

@@ -1,0 +1,99 @@
+// The server's Prometheus metrics (list: server/README.md). Handles are resolved once; labels never
+// hold user or item ids.
+#ifndef TIM4REC_SERVER_TELEMETRY_METRICS_H_
+#define TIM4REC_SERVER_TELEMETRY_METRICS_H_
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+
+#include <array>
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace prometheus {
+class Registry;
+}
+
+namespace tim4rec {
+
+enum class Method {
+  kRecordInteractions,
+  kRecommend,
+  kRecordAndRecommend,
+  kRecommendForHistory,
+  kStreamInteractions,
+  kRecommendBatch,
+  kGetUser,
+  kDeleteUser,
+};
+inline constexpr int kMethods = 8;
+std::string_view MethodName(Method method);
+
+// Thread-safe.
+class Metrics {
+ public:
+  Metrics();
+  ~Metrics();
+
+  // One call: `code` is a grpc::StatusCode.
+  void CountRequest(Method method, int code, double seconds);
+
+  // One per worker, to be kept by it.
+  prometheus::Gauge& QueueDepth(int worker);
+
+  void SetModel(const std::string& model, const std::string& fingerprint,
+                const std::string& variant, const std::string& backend);
+
+  // Called at every scrape, before the text is made.
+  void OnScrape(std::function<void()> update);
+  // The Prometheus text format.
+  std::string Text() const;
+
+ private:
+  // Declared first: the handles below belong to it.
+  std::shared_ptr<prometheus::Registry> registry_;
+  prometheus::Family<prometheus::Counter>* requests_;
+  std::array<std::array<std::atomic<prometheus::Counter*>, 17>, kMethods> requests_by_code_{};
+  std::array<prometheus::Histogram*, kMethods> latency_;
+  prometheus::Family<prometheus::Gauge>* queue_depth_;
+  std::function<void()> on_scrape_;
+
+ public:
+  // tim4rec_events_total{outcome}
+  prometheus::Counter* events_applied;
+  prometheus::Counter* events_duplicate;
+  prometheus::Counter* events_late_refolded;
+  prometheus::Counter* events_unknown_item;
+  prometheus::Counter* events_rejected;
+  // tim4rec_state_lookups_total{tier}
+  prometheus::Counter* lookups_hot;
+  prometheus::Counter* lookups_stored;
+  prometheus::Counter* lookups_rebuilt;
+  prometheus::Counter* lookups_cold_start;
+  // tim4rec_dropped_requests_total{reason}
+  prometheus::Counter* dropped_queue_full;
+  prometheus::Counter* dropped_deadline;
+  prometheus::Counter* dropped_cancelled;
+  // tim4rec_store_failures_total{operation}
+  prometheus::Counter* failed_append;
+  prometheus::Counter* failed_read;
+  prometheus::Counter* failed_put;
+  prometheus::Counter* failed_delete;
+  prometheus::Counter* checkpoints;
+  prometheus::Counter* evictions;
+  prometheus::Counter* stale_checkpoints;
+  prometheus::Gauge* corrupt_states;
+  prometheus::Gauge* resident_users;
+  prometheus::Gauge* ready;
+  prometheus::Histogram* batch_requests;
+  prometheus::Histogram* batch_seconds;
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_SERVER_TELEMETRY_METRICS_H_

@@ -1,0 +1,109 @@
+#include "server/config/config.h"
+
+#include <set>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace tim4rec {
+namespace {
+
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+std::string Message(const absl::Status& status) { return std::string(status.message()); }
+
+ServerConfig Valid() {
+  ServerConfig config;
+  config.model.dir = "m";
+  config.store.dir = "d";
+  return config;
+}
+
+TEST(ServerConfig, EmbeddedDefaultsAreTheInClassDefaults) {
+  ServerConfig from_yaml;
+  // Every value is changed first, so that a key missing in the file shows.
+  std::map<std::string, std::string> other;
+  for (const auto& [key, value] : ServerConfig().Entries()) {
+    other[key] = value.find_first_not_of("0123456789") == std::string::npos && !value.empty()
+                     ? "7"
+                     : "other";
+  }
+  ASSERT_TRUE(SetKeys(other, "test", &from_yaml).ok());
+  ASSERT_TRUE(ApplyYaml(DefaultConfigYaml(), "default.yaml", &from_yaml).ok());
+  EXPECT_EQ(from_yaml.Entries(), ServerConfig().Entries());
+}
+
+TEST(ServerConfig, EveryDefaultButTheDirectoriesIsValid) {
+  EXPECT_TRUE(Valid().Validate().ok());
+  const std::string faults = Message(ServerConfig().Validate());
+  EXPECT_THAT(faults, AllOf(HasSubstr("model.dir"), HasSubstr("store.dir")));
+}
+
+TEST(ServerConfig, ListsAllFaultsAtOnce) {
+  ServerConfig config = Valid();
+  config.listen = "nowhere";
+  config.metrics_listen = "127.0.0.1:99999";
+  config.pipeline.max_batch = 0;
+  config.log.level = "loud";
+  const std::string faults = Message(config.Validate());
+  EXPECT_THAT(faults, AllOf(HasSubstr("listen: \"nowhere\""), HasSubstr("127.0.0.1:99999"),
+                            HasSubstr("pipeline.max_batch: 0 is outside 1…65536"),
+                            HasSubstr("log.level: \"loud\"")));
+}
+
+TEST(ServerConfig, UnknownKeysAreAnErrorThatNamesAll) {
+  ServerConfig config = Valid();
+  const absl::Status status =
+      ApplyYaml("pipeline: {max_batch: 8, max_bach: 9}\nlimit: 3\nlimits: {max_item_ids: many}",
+                "my.yaml", &config);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(Message(status),
+              AllOf(HasSubstr("my.yaml"), HasSubstr("pipeline.max_bach: unknown"),
+                    HasSubstr("limit: unknown"), HasSubstr("limits.max_item_ids: \"many\"")));
+  EXPECT_EQ(config.Entries(), Valid().Entries());
+}
+
+TEST(ServerConfig, MalformedYamlNamesTheLine) {
+  ServerConfig config;
+  EXPECT_THAT(Message(ApplyYaml("listen: [", "my.yaml", &config)), HasSubstr("line"));
+  EXPECT_THAT(Message(ApplyYaml("- a\n- b", "my.yaml", &config)), HasSubstr("expected a map"));
+  EXPECT_THAT(Message(ApplyYaml("listen: [1, 2]", "my.yaml", &config)),
+              HasSubstr("listen: expected a value"));
+  EXPECT_TRUE(ApplyYaml("", "my.yaml", &config).ok());
+}
+
+TEST(ServerConfig, LaterLayersWin) {
+  ServerConfig config;
+  ASSERT_TRUE(
+      ApplyYaml("pipeline: {max_batch: 1, workers: 1, queue_limit: 1}", "file", &config).ok());
+  const char* environment[] = {"TIM4REC_PIPELINE_WORKERS=2", "TIM4REC_PIPELINE_QUEUE_LIMIT=2",
+                               "PATH=/bin", "TIM4REC_PORT_50051_TCP=tcp://10.0.0.1", nullptr};
+  const auto ignored = ApplyEnvironment(environment, &config);
+  ASSERT_TRUE(ignored.ok()) << ignored.status();
+  EXPECT_THAT(*ignored, ElementsAre("TIM4REC_PORT_50051_TCP"));
+  ASSERT_TRUE(SetKeys({{"pipeline.queue_limit", "3"}}, "flags", &config).ok());
+  EXPECT_EQ(config.pipeline.max_batch, 1);
+  EXPECT_EQ(config.pipeline.workers, 2);
+  EXPECT_EQ(config.pipeline.queue_limit, 3);
+}
+
+TEST(ServerConfig, EnvironmentValuesThatDoNotParseAreAnError) {
+  ServerConfig config;
+  const char* environment[] = {"TIM4REC_PIPELINE_WORKERS=two", nullptr};
+  EXPECT_THAT(Message(ApplyEnvironment(environment, &config).status()),
+              HasSubstr("environment: pipeline.workers: \"two\""));
+}
+
+TEST(ServerConfig, PrintedConfigurationReadsBack) {
+  ServerConfig config = Valid();
+  config.pipeline.max_batch = 17;
+  config.model.dir = "a dir: with #odd 'characters'";
+  ServerConfig read;
+  ASSERT_TRUE(ApplyYaml(config.ToYaml(), "printed", &read).ok());
+  EXPECT_EQ(read.Entries(), config.Entries());
+}
+
+}  // namespace
+}  // namespace tim4rec
