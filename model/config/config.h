@@ -98,7 +98,8 @@ struct StateLayout {
   int64_t bytes = 0;              // 16 + 4 * floats
 
   static constexpr int64_t kHeaderBytes = 16;
-  // Part of every fingerprint; raised whenever the order or meaning of a record's bytes changes.
+  // Part of every fingerprint; raised whenever the order or meaning of a record's bytes changes, or
+  // the arithmetic that makes them.
   static constexpr int kVersion = 1;
 
   static StateLayout Of(const ModelConfig& config);

@@ -336,18 +336,21 @@ constexpr float kMinusInfinity = -__builtin_inff();
 
 float Ranked(float score) { return score == score ? score : kMinusInfinity; }
 
-// Scores of the blocks first … first + blocks - 1.
+// Scores of the blocks first … first + blocks - 1. Eight coordinates per pass over a few blocks:
+// their sums stay in registers meanwhile, and the blocks' chains of fma overlap.
 void ScoreBlocks(const float* packed, int32_t d, const float* query, int64_t first, int64_t blocks,
                  float* __restrict scores) {
-  for (int64_t b = 0; b < blocks; ++b) {
-    const float* __restrict block = packed + (first + b) * d * kItemBlock;
-    float sums[kItemBlock] = {};
-    for (int32_t i = 0; i < d; ++i) {
-      for (int j = 0; j < kItemBlock; ++j) {
-        sums[j] = FusedMultiplyAdd(query[i], block[i * kItemBlock + j], sums[j]);
+  constexpr int64_t kTogether = 8;
+  std::memset(scores, 0, sizeof(float) * static_cast<size_t>(blocks * kItemBlock));
+  for (int64_t group = 0; group < blocks; group += kTogether) {
+    const int64_t group_end = group + kTogether < blocks ? group + kTogether : blocks;
+    for (int32_t i = 0; i < d; i += 8) {
+      const int64_t coordinates = d - i < 8 ? d - i : 8;
+      for (int64_t b = group; b < group_end; ++b) {
+        AddProducts(packed + ((first + b) * d + i) * kItemBlock, query + i, coordinates, kItemBlock,
+                    scores + b * kItemBlock);
       }
     }
-    std::memcpy(scores + b * kItemBlock, sums, sizeof(sums));
   }
 }
 
