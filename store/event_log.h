@@ -27,7 +27,9 @@ struct UserEvents {
 
 // Thread-safe, except that two calls that write the same user must not overlap (a partition has one
 // worker). Errors: UNAVAILABLE or RESOURCE_EXHAUSTED (disk full) when the disk refuses, DATA_LOSS
-// naming the user when a stored event fails its checksum. A failed Append has added nothing.
+// naming the user when a stored event fails its checksum, INVALID_ARGUMENT for an id out of limits.
+// A failed Append has added nothing that can be read; if the disk failed in the middle of it, all
+// of it may be there after a restart, and a retry then finds duplicates.
 class EventLog {
  public:
   virtual ~EventLog() = default;

@@ -65,6 +65,9 @@ rocksdb::DBOptions DatabaseOptions(const RocksDbStoreOptions& options) {
   if (options.env != nullptr) db.env = options.env;
   db.create_if_missing = options.create_if_missing;
   db.create_missing_column_families = options.create_if_missing;
+  // A record cut off at the end of the log was never acknowledged as synced; any other damage is an
+  // error. The default mode would open as of before the damage and lose what came behind it.
+  db.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
   // A closed log that was synced and is gone or shorter is an error, not an older database.
   db.track_and_verify_wals_in_manifest = true;
   db.max_open_files = 1024;

@@ -15,6 +15,7 @@
 #include "rocksdb/write_batch.h"
 #include "store/record_codec.h"
 #include "store/rocksdb_options.h"
+#include "store/wal_tail.h"
 
 namespace tim4rec {
 namespace {
@@ -116,6 +117,11 @@ struct RocksDbStore::Rep {
     db->Close();
   }
 
+  rocksdb::Status OpenDatabase(const rocksdb::DBOptions& options,
+                               const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors);
+  rocksdb::Status OpenWithoutZeroTails(
+      const rocksdb::DBOptions& options,
+      const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors, rocksdb::Status refused);
   absl::Status CheckFormat();
   absl::Status CheckNotReadOnly() const;
   rocksdb::Status FindPresent(const std::vector<std::string>& keys,
@@ -125,6 +131,37 @@ struct RocksDbStore::Rep {
   absl::Status DeletePrefix(ColumnFamily family, const std::string& prefix,
                             rocksdb::WriteBatch& batch, uint64_t& count) const;
 };
+
+rocksdb::Status RocksDbStore::Rep::OpenDatabase(
+    const rocksdb::DBOptions& options,
+    const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors) {
+  rocksdb::DB* opened = nullptr;
+  const rocksdb::Status status =
+      read_only ? rocksdb::DB::OpenForReadOnly(options, dir, descriptors, &families, &opened)
+                : rocksdb::DB::Open(options, dir, descriptors, &families, &opened);
+  db.reset(opened);
+  return status;
+}
+
+// Each log by itself, newest first, then all of them: an older log can only be torn if nothing in a
+// newer one was synced, and logs that were synced when they were closed are guarded by the
+// manifest.
+rocksdb::Status RocksDbStore::Rep::OpenWithoutZeroTails(
+    const rocksdb::DBOptions& options,
+    const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors, rocksdb::Status refused) {
+  const std::vector<ZeroTail> tails = FindZeroTails(dir);
+  std::vector<std::span<const ZeroTail>> choices;
+  for (const ZeroTail& tail : tails) choices.push_back({&tail, 1});
+  if (tails.size() > 1) choices.push_back(tails);
+  for (const std::span<const ZeroTail> choice : choices) {
+    const bool cut = std::all_of(choice.begin(), choice.end(), Cut);
+    if (cut && OpenDatabase(options, descriptors).ok()) return rocksdb::Status::OK();
+    for (const ZeroTail& tail : choice) {
+      if (!Restore(tail)) return rocksdb::Status::IOError("could not restore the log", tail.file);
+    }
+  }
+  return refused;
+}
 
 absl::Status RocksDbStore::Rep::CheckFormat() {
   std::string value;
@@ -222,13 +259,11 @@ absl::StatusOr<std::unique_ptr<RocksDbStore>> RocksDbStore::Open(
   auto rep = std::make_unique<Rep>();
   rep->dir = dir;
   rep->read_only = options.read_only;
-  rocksdb::DB* db = nullptr;
-  const rocksdb::Status opened =
-      options.read_only
-          ? rocksdb::DB::OpenForReadOnly(db_options, dir, families, &rep->families, &db)
-          : rocksdb::DB::Open(db_options, dir, families, &rep->families, &db);
+  rocksdb::Status opened = rep->OpenDatabase(db_options, families);
+  if (opened.IsCorruption() && !options.read_only) {
+    opened = rep->OpenWithoutZeroTails(db_options, families, opened);
+  }
   if (!opened.ok()) return OpenError(opened, dir);
-  rep->db.reset(db);
   if (!existed) {
     if (absl::Status s = StatusOf(SyncParent(db_options.env, dir), "sync parent directory");
         !s.ok()) {
