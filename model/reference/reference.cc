@@ -6,47 +6,36 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "model/reference/published_model.h"
 #include "model/reference/streaming_model.h"
 #include "model/reference/tensors.h"
 
 namespace tim4rec {
 namespace {
 
+// What both variants share: checks, conversions and the ranking.
+template <typename Model>
 class TorchReference : public Reference {
  public:
-  explicit TorchReference(StreamingModel model) : model_(std::move(model)) {
+  explicit TorchReference(Model model) : model_(std::move(model)) {
     model_->to(torch::kFloat64);
     model_->eval();
   }
 
   absl::StatusOr<std::vector<double>> Outputs(
       std::span<const int32_t> items, std::span<const int64_t> timestamps_ms) const override {
-    if (auto checked = Check(items, timestamps_ms); !checked.ok()) return checked;
-    try {
-      return ToVector(Run(items, timestamps_ms));
-    } catch (const std::exception& error) {
-      return absl::InternalError(absl::StrCat("reference: ", error.what()));
-    }
+    return Checked(items, timestamps_ms, [&] { return AllOutputs(items, timestamps_ms); });
   }
 
   absl::StatusOr<std::vector<double>> Query(std::span<const int32_t> items,
                                             std::span<const int64_t> timestamps_ms,
                                             int64_t as_of_ms) const override {
-    if (auto checked = Check(items, timestamps_ms); !checked.ok()) return checked;
-    try {
-      torch::NoGradGuard no_grad;
-      const auto last = Run(items, timestamps_ms)[-1];
-      const auto gap = torch::tensor(static_cast<double>(Clamp(as_of_ms - timestamps_ms.back())),
-                                     torch::kFloat64);
-      return ToVector(model_->Query(last, gap));
-    } catch (const std::exception& error) {
-      return absl::InternalError(absl::StrCat("reference: ", error.what()));
-    }
+    return Checked(items, timestamps_ms, [&] { return LastQuery(items, timestamps_ms, as_of_ms); });
   }
 
   std::vector<int32_t> TopItems(std::span<const double> query, int k) const override {
     const auto table = model_->item_vectors().detach();
-    const double* rows = table.data_ptr<double>();
+    const double* rows = table.template data_ptr<double>();
     const int64_t width = model_->config().hidden_size;
     std::vector<double> scores(table.size(0));
     for (int64_t v = 1; v < table.size(0); ++v) {
@@ -62,7 +51,35 @@ class TorchReference : public Reference {
     return order;
   }
 
+ protected:
+  // [L,D] and [D]
+  virtual torch::Tensor AllOutputs(std::span<const int32_t> items,
+                                   std::span<const int64_t> timestamps_ms) const = 0;
+  virtual torch::Tensor LastQuery(std::span<const int32_t> items,
+                                  std::span<const int64_t> timestamps_ms,
+                                  int64_t as_of_ms) const = 0;
+
+  const ModelConfig& config() const { return model_->config(); }
+
+  // Modules are not const-correct; evaluation mode changes nothing in them.
+  mutable Model model_;
+
  private:
+  template <typename Compute>
+  absl::StatusOr<std::vector<double>> Checked(std::span<const int32_t> items,
+                                              std::span<const int64_t> timestamps_ms,
+                                              const Compute& compute) const {
+    if (auto checked = Check(items, timestamps_ms); !checked.ok()) return checked;
+    try {
+      torch::NoGradGuard no_grad;
+      const torch::Tensor flat = compute().contiguous();
+      const double* data = flat.template data_ptr<double>();
+      return std::vector<double>(data, data + flat.numel());
+    } catch (const std::exception& error) {
+      return absl::InternalError(absl::StrCat("reference: ", error.what()));
+    }
+  }
+
   absl::Status Check(std::span<const int32_t> items, std::span<const int64_t> timestamps_ms) const {
     if (items.empty() || items.size() != timestamps_ms.size()) {
       return absl::InvalidArgumentError(
@@ -70,21 +87,22 @@ class TorchReference : public Reference {
                        " timestamps; expected as many of both, at least one"));
     }
     for (const int32_t item : items) {
-      if (item < 1 || item >= model_->config().n_items) {
-        return absl::InvalidArgumentError(absl::StrCat("reference: item ", item, " is not in 1 to ",
-                                                       model_->config().n_items - 1));
+      if (item < 1 || item >= config().n_items) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("reference: item ", item, " is not in 1 to ", config().n_items - 1));
       }
     }
     return absl::OkStatus();
   }
+};
 
-  int64_t Clamp(int64_t gap) const {
-    return std::clamp<int64_t>(gap, 0, model_->config().time.max_gap_ms);
-  }
+class StreamingReference : public TorchReference<StreamingModel> {
+ public:
+  using TorchReference::TorchReference;
 
-  // [L,D]
-  torch::Tensor Run(std::span<const int32_t> items, std::span<const int64_t> timestamps_ms) const {
-    torch::NoGradGuard no_grad;
+ protected:
+  torch::Tensor AllOutputs(std::span<const int32_t> items,
+                           std::span<const int64_t> timestamps_ms) const override {
     const int64_t length = static_cast<int64_t>(items.size());
     const auto indices = torch::empty({1, length}, torch::kInt64);
     const auto gaps = torch::zeros({1, length}, torch::kFloat64);
@@ -98,27 +116,78 @@ class TorchReference : public Reference {
     return model_->forward(indices, gaps)[0];
   }
 
-  static std::vector<double> ToVector(const torch::Tensor& tensor) {
-    const auto flat = tensor.contiguous();
-    return {flat.data_ptr<double>(), flat.data_ptr<double>() + flat.numel()};
+  torch::Tensor LastQuery(std::span<const int32_t> items, std::span<const int64_t> timestamps_ms,
+                          int64_t as_of_ms) const override {
+    const auto gap =
+        torch::tensor(static_cast<double>(Clamp(as_of_ms - timestamps_ms.back())), torch::kFloat64);
+    return model_->Query(AllOutputs(items, timestamps_ms)[-1], gap);
   }
 
-  // Modules are not const-correct; evaluation mode changes nothing in them.
-  mutable StreamingModel model_;
+ private:
+  int64_t Clamp(int64_t gap) const { return std::clamp<int64_t>(gap, 0, config().time.max_gap_ms); }
 };
 
-absl::Status CheckVariant(const ModelConfig& config) {
-  if (config.variant != Variant::kStreaming) {
-    return absl::InvalidArgumentError("the reference computes the streaming variant only");
+class PublishedReference : public TorchReference<PublishedModel> {
+ public:
+  using TorchReference::TorchReference;
+
+ protected:
+  torch::Tensor AllOutputs(std::span<const int32_t> items,
+                           std::span<const int64_t> timestamps_ms) const override {
+    if (!config().is_time) return Run(items, timestamps_ms);
+    std::vector<torch::Tensor> outputs;
+    for (size_t i = 1; i <= items.size(); ++i) {
+      outputs.push_back(LastOfWindow(items.first(i), timestamps_ms.first(i)));
+    }
+    return torch::stack(outputs);
   }
-  return config.Validate();
+
+  torch::Tensor LastQuery(std::span<const int32_t> items, std::span<const int64_t> timestamps_ms,
+                          int64_t) const override {
+    return config().is_time ? LastOfWindow(items, timestamps_ms) : Run(items, timestamps_ms)[-1];
+  }
+
+ private:
+  torch::Tensor LastOfWindow(std::span<const int32_t> items,
+                             std::span<const int64_t> timestamps_ms) const {
+    const size_t length =
+        std::min(items.size(), static_cast<size_t>(config().max_item_list_length));
+    return Run(items.last(length), timestamps_ms.last(length))[static_cast<int64_t>(length) - 1];
+  }
+
+  // [L,D], in a padded window with is_time.
+  torch::Tensor Run(std::span<const int32_t> items, std::span<const int64_t> timestamps_ms) const {
+    const int64_t length =
+        config().is_time ? config().max_item_list_length : static_cast<int64_t>(items.size());
+    const auto indices = torch::zeros({1, length}, torch::kInt64);
+    const auto seconds = torch::zeros({1, length}, torch::kFloat64);
+    for (size_t i = 0; i < items.size(); ++i) {
+      indices.data_ptr<int64_t>()[i] = items[i];
+      seconds.data_ptr<double>()[i] = static_cast<double>(timestamps_ms[i]) / 1000;
+    }
+    return model_->forward(indices, seconds)[0];
+  }
+};
+
+template <typename TheReference, typename Model>
+absl::StatusOr<std::unique_ptr<Reference>> WithWeights(Model model, const NamedTensors& tensors) {
+  if (auto imported = ImportTensors(tensors, &model); !imported.ok()) return imported;
+  return std::make_unique<TheReference>(std::move(model));
+}
+
+template <typename Model>
+NamedTensors Perturbed(const Model& model) {
+  torch::NoGradGuard no_grad;
+  for (auto& parameter : model->parameters()) parameter.add_(torch::randn_like(parameter) * 0.05);
+  model->item_vectors()[0].zero_();
+  return ExportTensors(model);
 }
 
 }  // namespace
 
-NamedTensors ExportTensors(const StreamingModel& model) {
+NamedTensors ExportParameters(const torch::nn::Module& module) {
   NamedTensors tensors;
-  for (const auto& parameter : model->named_parameters()) {
+  for (const auto& parameter : module.named_parameters()) {
     const auto values = parameter.value().detach().to(torch::kFloat32).contiguous();
     const float* data = values.data_ptr<float>();
     tensors[parameter.key()] = {values.sizes().vec(), {data, data + values.numel()}};
@@ -126,9 +195,9 @@ NamedTensors ExportTensors(const StreamingModel& model) {
   return tensors;
 }
 
-absl::Status ImportTensors(const NamedTensors& tensors, StreamingModel* model) {
+absl::Status ImportParameters(const NamedTensors& tensors, torch::nn::Module* module) {
   std::vector<std::string> faults;
-  const auto parameters = (*model)->named_parameters();
+  const auto parameters = module->named_parameters();
   for (const auto& parameter : parameters) {
     const auto found = tensors.find(parameter.key());
     if (found == tensors.end()) {
@@ -156,27 +225,23 @@ absl::Status ImportTensors(const NamedTensors& tensors, StreamingModel* model) {
 
 absl::StatusOr<std::unique_ptr<Reference>> Reference::Create(const ModelConfig& config,
                                                              const NamedTensors& tensors) {
-  if (auto checked = CheckVariant(config); !checked.ok()) return checked;
+  if (auto checked = config.Validate(); !checked.ok()) return checked;
   try {
-    StreamingModel model(config, StreamingInit());
-    if (auto imported = ImportTensors(tensors, &model); !imported.ok()) return imported;
-    return std::make_unique<TorchReference>(std::move(model));
+    if (config.variant == Variant::kPublished) {
+      return WithWeights<PublishedReference>(PublishedModel(config), tensors);
+    }
+    return WithWeights<StreamingReference>(StreamingModel(config, StreamingInit()), tensors);
   } catch (const std::exception& error) {
     return absl::InternalError(absl::StrCat("reference: ", error.what()));
   }
 }
 
 absl::StatusOr<NamedTensors> RandomWeights(const ModelConfig& config, uint64_t seed) {
-  if (auto checked = CheckVariant(config); !checked.ok()) return checked;
+  if (auto checked = config.Validate(); !checked.ok()) return checked;
   try {
     torch::manual_seed(seed);
-    StreamingModel model(config, StreamingInit());
-    torch::NoGradGuard no_grad;
-    for (auto& parameter : model->parameters()) {
-      parameter.add_(torch::randn_like(parameter) * 0.05);
-    }
-    model->item_vectors()[0].zero_();
-    return ExportTensors(model);
+    if (config.variant == Variant::kPublished) return Perturbed(PublishedModel(config));
+    return Perturbed(StreamingModel(config, StreamingInit()));
   } catch (const std::exception& error) {
     return absl::InternalError(absl::StrCat("reference: ", error.what()));
   }

@@ -19,20 +19,23 @@ namespace tim4rec {
 // Tensors by name: shape and row-major float32 data, as in PackageContents.
 using NamedTensors = std::map<std::string, std::pair<std::vector<int64_t>, std::vector<float>>>;
 
-// A streaming model with given weights, computed in float64. Thread-safe: it does not change.
+// A model of either variant with given weights, computed in float64. Thread-safe: it does not
+// change.
 class Reference {
  public:
-  // INVALID_ARGUMENT if the variant is another or a tensor is missing, unknown or misshapen.
+  // INVALID_ARGUMENT naming every tensor that is missing, unknown or misshapen.
   static absl::StatusOr<std::unique_ptr<Reference>> Create(const ModelConfig& config,
                                                            const NamedTensors& tensors);
   virtual ~Reference() = default;
 
   // Outputs [L,D] after each event of one history, in the masked-matrix form. Items 1 … V-1,
-  // timestamps in ms, both of length L >= 1 (else INVALID_ARGUMENT).
+  // timestamps in ms, both of length L >= 1 (else INVALID_ARGUMENT). A published model with is_time
+  // sees a window of the last max_item_list_length events, each output with its own.
   virtual absl::StatusOr<std::vector<double>> Outputs(
       std::span<const int32_t> items, std::span<const int64_t> timestamps_ms) const = 0;
 
-  // The query vector [D] read out at `as_of_ms` after the whole history.
+  // The query vector [D] read out at `as_of_ms` after the whole history. A published model does not
+  // look at `as_of_ms`.
   virtual absl::StatusOr<std::vector<double>> Query(std::span<const int32_t> items,
                                                     std::span<const int64_t> timestamps_ms,
                                                     int64_t as_of_ms) const = 0;
@@ -41,7 +44,7 @@ class Reference {
   virtual std::vector<int32_t> TopItems(std::span<const double> query, int k) const = 0;
 };
 
-// Weights of a freshly initialised streaming model, for tests and benchmarks. `seed` decides them;
+// Weights of a freshly initialised model, for tests and benchmarks. `seed` decides them;
 // every parameter is perturbed, so that none sits at a neutral start (such as the gate's zeros).
 absl::StatusOr<NamedTensors> RandomWeights(const ModelConfig& config, uint64_t seed);
 

@@ -1,35 +1,8 @@
 #include "model/reference/streaming_model.h"
 
-#include <algorithm>
 #include <cmath>
-#include <limits>
-#include <string>
 
 namespace tim4rec {
-namespace {
-
-namespace F = torch::nn::functional;
-using torch::indexing::None;
-using torch::indexing::Slice;
-
-constexpr double kFfnNormEps = 1e-12;  // always, as in the released code
-
-torch::nn::LayerNorm MakeLayerNorm(int64_t size, double eps) {
-  return torch::nn::LayerNorm(torch::nn::LayerNormOptions({size}).eps(eps));
-}
-
-torch::nn::Conv1d MakeDepthwiseConv(int64_t channels, int64_t kernel) {
-  return torch::nn::Conv1d(torch::nn::Conv1dOptions(channels, channels, kernel).groups(channels));
-}
-
-// A module that only holds the weight of a root-mean-square norm, for its parameter's name.
-class NormWeight : public torch::nn::Module {
- public:
-  explicit NormWeight(int64_t size) { weight = register_parameter("weight", torch::ones({size})); }
-  torch::Tensor weight;
-};
-
-}  // namespace
 
 TimeFunctionImpl::TimeFunctionImpl(int64_t hidden, int64_t out)
     : first_(register_module("1", torch::nn::Linear(1, hidden))),
@@ -39,70 +12,9 @@ torch::Tensor TimeFunctionImpl::forward(const torch::Tensor& u) {
   return second_(torch::silu(first_(u.unsqueeze(-1))));
 }
 
-torch::Tensor MaskedSsd(const torch::Tensor& x, const torch::Tensor& delta,
-                        const torch::Tensor& log_decay, const torch::Tensor& b,
-                        const torch::Tensor& c, int64_t chunk) {
-  const int64_t batch = x.size(0), length = x.size(1), heads = x.size(2), width = x.size(3);
-  const int64_t states = b.size(2);
-  chunk = std::min(chunk, length);
-  const int64_t chunks = (length + chunk - 1) / chunk;
-  const int64_t padding = chunks * chunk - length;
-  // [B,L,...] -> [B, chunks, chunk, ...]; the padding is zeros on the right and changes nothing.
-  const auto cut = [&](const torch::Tensor& t, std::vector<int64_t> rest) {
-    std::vector<int64_t> pad(2 * (t.dim() - 2), 0);
-    pad.insert(pad.end(), {0, padding});
-    rest.insert(rest.begin(), {batch, chunks, chunk});
-    return (padding ? torch::constant_pad_nd(t, pad) : t).reshape(rest);
-  };
-  const auto written = cut(x * delta.unsqueeze(-1), {heads, width}).transpose(2, 3);  // [.,H,Q,P]
-  const auto bs = cut(b, {states}).unsqueeze(2);                                      // [.,1,Q,N]
-  const auto cs = cut(c, {states}).unsqueeze(2);
-  // Sums in float64, so that the difference of two large sums keeps the digits of a small one.
-  const auto sums =
-      cut(log_decay, {heads}).transpose(2, 3).to(torch::kFloat64).cumsum(-1);  // [.,H,Q]
-  const auto dtype = x.scalar_type();
-
-  const auto future =
-      torch::ones({chunk, chunk}, torch::TensorOptions(torch::kBool).device(x.device())).triu(1);
-  const auto mask = (sums.unsqueeze(-1) - sums.unsqueeze(-2))
-                        .masked_fill(future, -std::numeric_limits<double>::infinity())
-                        .to(dtype)
-                        .exp();
-  auto y = (mask * cs.matmul(bs.transpose(-1, -2))).matmul(written);  // [B,chunks,H,Q,P]
-  if (chunks > 1) {
-    const auto last = sums.index({"...", Slice(-1, None)});
-    const auto to_end = (last - sums).to(dtype).exp().unsqueeze(-1);        // [.,H,Q,1]
-    const auto gained = (written * to_end).transpose(-1, -2).matmul(bs);    // [.,H,P,N]
-    const auto kept = last.to(dtype).exp().unsqueeze(-1);                   // [.,H,1,1]
-    const auto from_start = sums.to(dtype).exp().unsqueeze(-1);             // [.,H,Q,1]
-    auto state = torch::zeros({batch, heads, width, states}, x.options());  // S before the chunk
-    std::vector<torch::Tensor> carried;
-    for (int64_t i = 0; i < chunks; ++i) {
-      carried.push_back(cs.select(1, i).matmul(state.transpose(-1, -2)) * from_start.select(1, i));
-      state = state * kept.select(1, i) + gained.select(1, i);
-    }
-    y = y + torch::stack(carried, 1);
-  }
-  return y.transpose(2, 3).reshape({batch, chunks * chunk, heads, width}).slice(1, 0, length);
-}
-
 TimeAwareSsdImpl::TimeAwareSsdImpl(const ModelConfig& config, const StreamingInit& init)
-    : config_(config) {
+    : SsdBlock(config) {
   const int64_t heads = config.num_heads();
-  const int64_t inner = config.inner_size();
-  in_proj_ = register_module(
-      "in_proj", torch::nn::Linear(config.hidden_size, inner + config.conv_size() + heads));
-  conv1d_ = register_module("conv1d", MakeDepthwiseConv(config.conv_size(), config.d_conv));
-  out_proj_ = register_module("out_proj", torch::nn::Linear(inner, config.hidden_size));
-  auto norm = register_module("norm", std::make_shared<NormWeight>(inner));
-  norm_weight_ = norm->weight;
-
-  // Mamba-2's start: A uniform in [1, 16], Delta log-uniform in [0.001, 0.1], D one.
-  const auto a = torch::empty({heads}).uniform_(1, 16);
-  const auto delta = torch::exp(torch::rand({heads}) * std::log(0.1 / 0.001) + std::log(0.001));
-  a_log_ = register_parameter("A_log", a.log());
-  dt_bias_ = register_parameter("dt_bias", delta + torch::log(-torch::expm1(-delta)));
-  d_ = register_parameter("D", torch::ones({heads}));
   if (config.time_write) {
     conv1d4time_1_ = register_module("conv1d4time_1", MakeDepthwiseConv(heads, config.d_conv));
     conv1d4time_2_ = register_module("conv1d4time_2", MakeDepthwiseConv(heads, config.d_conv));
@@ -115,68 +27,25 @@ TimeAwareSsdImpl::TimeAwareSsdImpl(const ModelConfig& config, const StreamingIni
   }
 }
 
-torch::Tensor TimeAwareSsdImpl::Activate(const torch::Tensor& x) const {
-  return config_.conv_activation == Activation::kSilu ? torch::silu(x) : torch::hardswish(x);
-}
-
-torch::Tensor TimeAwareSsdImpl::CausalConv(const torch::nn::Conv1d& conv,
-                                           const torch::Tensor& x) const {
-  const auto padded = torch::constant_pad_nd(x.transpose(1, 2), {config_.d_conv - 1, 0});
-  const auto options = F::Conv1dFuncOptions().bias(conv->bias).groups(x.size(2));
-  return F::conv1d(padded, conv->weight, options).transpose(1, 2);
-}
-
 torch::Tensor TimeAwareSsdImpl::forward(const torch::Tensor& x, const torch::Tensor& gaps_ms,
                                         const torch::Tensor& u) {
-  const int64_t inner = config_.inner_size(), heads = config_.num_heads();
-  const int64_t states = config_.d_state;
-  const auto parts = in_proj_(x).split_with_sizes({inner, config_.conv_size(), heads}, -1);
-  const auto& z = parts[0];
-  const auto xbc =
-      Activate(CausalConv(conv1d_, parts[1])).split_with_sizes({inner, states, states}, -1);
-  auto dt = parts[2];
+  torch::Tensor write, decay;
   if (config_.time_write) {
     const auto q = u.unsqueeze(-1) * mlp4time_scale_(u);
-    const auto r = Activate(CausalConv(conv1d4time_2_, Activate(CausalConv(conv1d4time_1_, q))));
-    dt = dt * (1 + r);
+    write = 1 + Activate(CausalConv(conv1d4time_2_, Activate(CausalConv(conv1d4time_1_, q))));
   }
-  const auto delta = torch::softplus(dt + dt_bias_);
-  auto log_decay = -torch::exp(a_log_) * delta;
-  if (config_.time_decay) {
-    log_decay = log_decay - gaps_ms.unsqueeze(-1) * torch::exp(-log_memory_ms_);
-  }
-  const auto heads_x = xbc[0].reshape({x.size(0), x.size(1), heads, config_.head_dim});
-  const auto read = MaskedSsd(heads_x, delta, log_decay, xbc[1], xbc[2]);
-  auto y = (read + d_.unsqueeze(-1) * heads_x).reshape({x.size(0), x.size(1), inner});
-  y = y * torch::silu(z);
-  y = y * torch::rsqrt(y.pow(2).mean(-1, /*keepdim=*/true) + config_.norm_eps) * norm_weight_;
-  return out_proj_(y);
-}
-
-FeedForwardImpl::FeedForwardImpl(const ModelConfig& config)
-    : fc1_(register_module("fc1", torch::nn::Linear(config.hidden_size, config.ffn_size()))),
-      fc2_(register_module("fc2", torch::nn::Linear(config.ffn_size(), config.hidden_size))),
-      layer_norm_(register_module("layer_norm", MakeLayerNorm(config.hidden_size, kFfnNormEps))),
-      dropout_(register_module("dropout", torch::nn::Dropout(config.dropout_prob))) {}
-
-torch::Tensor FeedForwardImpl::forward(const torch::Tensor& x) {
-  return layer_norm_(dropout_(fc2_(dropout_(torch::hardswish(fc1_(x))))) + x);
+  if (config_.time_decay) decay = gaps_ms.unsqueeze(-1) * torch::exp(-log_memory_ms_);
+  return Mix(x, write, decay);
 }
 
 SsdLayerImpl::SsdLayerImpl(const ModelConfig& config, const StreamingInit& init)
-    : residual_(config.num_layers > 1),
-      ssd_(register_module("ssd", TimeAwareSsd(config, init))),
-      layer_norm_(
-          register_module("layer_norm", MakeLayerNorm(config.hidden_size, config.norm_eps))),
-      dropout_(register_module("dropout", torch::nn::Dropout(config.dropout_prob))) {
-  if (config.is_ffn) ffn_ = register_module("ffn", FeedForward(config));
+    : ResidualLayer(config), ssd_(register_module("ssd", TimeAwareSsd(config, init))) {
+  RegisterTail(config);
 }
 
 torch::Tensor SsdLayerImpl::forward(const torch::Tensor& x, const torch::Tensor& gaps_ms,
                                     const torch::Tensor& u) {
-  auto out = dropout_(ssd_(x, gaps_ms, u));
-  out = layer_norm_(residual_ ? out + x : out);
-  return ffn_ ? ffn_(out) : out;
+  return Finish(ssd_(x, gaps_ms, u), x);
 }
 
 StreamingModelImpl::StreamingModelImpl(const ModelConfig& config, const StreamingInit& init)

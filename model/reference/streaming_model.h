@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "model/config/config.h"
+#include "model/reference/ssd_block.h"
 
 namespace tim4rec {
 
@@ -33,9 +34,8 @@ class TimeFunctionImpl : public torch::nn::Module {
 };
 TORCH_MODULE(TimeFunction);
 
-// One time-aware state-space layer:
-//   S_t = exp(A Delta_t - lambda_t) S_{t-1} + Delta_t x_t (outer) B_t,   y_t = S_t C_t + D x_t.
-class TimeAwareSsdImpl : public torch::nn::Module {
+// SsdBlock with the streaming time path: the gap modulates the write, and the state decays over it.
+class TimeAwareSsdImpl : public SsdBlock {
  public:
   TimeAwareSsdImpl(const ModelConfig& config, const StreamingInit& init);
   // x [B,L,D], gaps_ms [B,L] clamped, u [B,L] the time feature of the gaps -> [B,L,D].
@@ -43,50 +43,21 @@ class TimeAwareSsdImpl : public torch::nn::Module {
                         const torch::Tensor& u);
 
  private:
-  torch::Tensor Activate(const torch::Tensor& x) const;
-  // Depthwise causal convolution of x [B,L,C]; before the first event there are zeros.
-  torch::Tensor CausalConv(const torch::nn::Conv1d& conv, const torch::Tensor& x) const;
-
-  const ModelConfig config_;
-  torch::nn::Linear in_proj_{nullptr};
-  torch::nn::Linear out_proj_{nullptr};
-  torch::nn::Conv1d conv1d_{nullptr};
   torch::nn::Conv1d conv1d4time_1_{nullptr};  // time_write
   torch::nn::Conv1d conv1d4time_2_{nullptr};  // time_write
   TimeFunction mlp4time_scale_{nullptr};      // time_write
-  torch::Tensor dt_bias_;                     // [H]
-  torch::Tensor a_log_;                       // [H]
-  torch::Tensor d_;                           // [H]
   torch::Tensor log_memory_ms_;               // [H], time_decay
-  torch::Tensor norm_weight_;                 // [E]
 };
 TORCH_MODULE(TimeAwareSsd);
 
-class FeedForwardImpl : public torch::nn::Module {
- public:
-  explicit FeedForwardImpl(const ModelConfig& config);
-  torch::Tensor forward(const torch::Tensor& x);
-
- private:
-  torch::nn::Linear fc1_{nullptr};
-  torch::nn::Linear fc2_{nullptr};
-  torch::nn::LayerNorm layer_norm_{nullptr};
-  torch::nn::Dropout dropout_{nullptr};
-};
-TORCH_MODULE(FeedForward);
-
-class SsdLayerImpl : public torch::nn::Module {
+class SsdLayerImpl : public ResidualLayer {
  public:
   SsdLayerImpl(const ModelConfig& config, const StreamingInit& init);
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& gaps_ms,
                         const torch::Tensor& u);
 
  private:
-  const bool residual_;
   TimeAwareSsd ssd_{nullptr};
-  torch::nn::LayerNorm layer_norm_{nullptr};
-  torch::nn::Dropout dropout_{nullptr};
-  FeedForward ffn_{nullptr};  // is_ffn
 };
 TORCH_MODULE(SsdLayer);
 
@@ -118,14 +89,6 @@ class StreamingModelImpl : public torch::nn::Module {
   TimeFunction query_gate_{nullptr};  // time_query
 };
 TORCH_MODULE(StreamingModel);
-
-// y of the recurrence above, without the D x term, in masked-matrix form: within a chunk
-// y = (M o (C B^T)) (Delta x) with M_ij = exp(sum_{k=j+1..i} log_decay_k) for i >= j, else 0;
-// between chunks the state is carried. x [B,L,H,P], delta and log_decay [B,L,H], b and c [B,L,N]
-// -> [B,L,H,P].
-torch::Tensor MaskedSsd(const torch::Tensor& x, const torch::Tensor& delta,
-                        const torch::Tensor& log_decay, const torch::Tensor& b,
-                        const torch::Tensor& c, int64_t chunk = 64);
 
 }  // namespace tim4rec
 

@@ -72,7 +72,8 @@ Float64Model::Row Float64Model::LayerNorm(const std::string& prefix, const Row& 
   return y;
 }
 
-Float64Model::Rows Float64Model::WriteGate(const std::string& prefix, const Row& gaps_ms) const {
+Float64Model::Rows Float64Model::StreamingGate(const std::string& prefix,
+                                               const Row& gaps_ms) const {
   Rows scaled;
   for (const double gap : gaps_ms) {
     const double u = Feature(gap);
@@ -81,11 +82,49 @@ Float64Model::Rows Float64Model::WriteGate(const std::string& prefix, const Row&
     scaled.push_back(Linear(prefix + ".mlp4time_scale.3", hidden));
     for (double& v : scaled.back()) v *= u;
   }
-  return Convolve(prefix + ".conv1d4time_2", Convolve(prefix + ".conv1d4time_1", scaled));
+  Rows gate = Convolve(prefix + ".conv1d4time_2", Convolve(prefix + ".conv1d4time_1", scaled));
+  for (Row& row : gate) {
+    for (double& v : row) v += 1;
+  }
+  return gate;
 }
 
-Float64Model::Rows Float64Model::Ssd(const std::string& prefix, const Rows& x,
-                                     const Row& gaps_ms) const {
+Float64Model::Rows Float64Model::InitialTime(const std::vector<int64_t>& timestamps_ms) const {
+  const ModelConfig& c = contents_.config;
+  std::vector<float> seconds(c.max_item_list_length, 0.0f);
+  for (size_t i = 0; i < timestamps_ms.size(); ++i) {
+    seconds[i] = static_cast<float>(static_cast<double>(timestamps_ms[i]) / 1000);
+  }
+  Row gaps(seconds.size(), 0.0);
+  for (size_t i = 1; i < gaps.size(); ++i) gaps[i] = seconds[i] - seconds[i - 1];
+  return Rows(c.num_heads(), LayerNorm("layer_norm_time", gaps, c.norm_eps));
+}
+
+Float64Model::Rows Float64Model::PublishedGate(const std::string& prefix, Rows* tau) const {
+  const size_t heads = tau->size(), window = (*tau)[0].size();
+  Rows scaled(window, Row(heads));
+  for (size_t h = 0; h < heads; ++h) {
+    Row hidden = Linear(prefix + ".mlp4time_scale.1", (*tau)[h]);
+    for (double& v : hidden) v = Silu(v);
+    const Row scale = Linear(prefix + ".mlp4time_scale.3", hidden);
+    for (size_t i = 0; i < window; ++i) scaled[i][h] = (*tau)[h][i] * scale[i];
+  }
+  Rows gate = Convolve(prefix + ".conv1d4time_2", Convolve(prefix + ".conv1d4time_1", scaled));
+  for (size_t h = 0; h < heads; ++h) {
+    Row keep = Linear(prefix + ".time_gate_residual.1", (*tau)[h]);
+    keep.resize(window, keep[0]);  // one for all positions, without p2p_residual
+    Row next(window);
+    for (size_t i = 0; i < window; ++i) {
+      const double k = Sigmoid(keep[i]);
+      next[i] = k * (*tau)[h][i] + (1 - k) * gate[i][h];
+    }
+    (*tau)[h] = LayerNorm(prefix + ".time_layer_norm", next, contents_.config.norm_eps);
+  }
+  return gate;
+}
+
+Float64Model::Rows Float64Model::Ssd(const std::string& prefix, const Rows& x, const Row& gaps_ms,
+                                     const Rows& gate) const {
   const ModelConfig& c = contents_.config;
   const auto E = c.inner_size(), N = c.d_state, H = c.num_heads(), P = c.head_dim;
   Rows z, xbc, dt;
@@ -96,15 +135,13 @@ Float64Model::Rows Float64Model::Ssd(const std::string& prefix, const Rows& x,
     dt.emplace_back(projected.begin() + 2 * E + 2 * N, projected.end());
   }
   xbc = Convolve(prefix + ".conv1d", xbc);
-  if (c.time_write) {
-    const Rows gate = WriteGate(prefix, gaps_ms);
-    for (size_t t = 0; t < dt.size(); ++t) {
-      for (int64_t h = 0; h < H; ++h) dt[t][h] *= 1 + gate[t][h];
-    }
+  for (size_t t = 0; t < dt.size() && !gate.empty(); ++t) {
+    for (int64_t h = 0; h < H; ++h) dt[t][h] *= gate[t][h];
   }
+  const bool decays = c.variant == Variant::kStreaming && c.time_decay;
   const Row a_log = Weight(prefix + ".A_log"), dt_bias = Weight(prefix + ".dt_bias"),
             skip = Weight(prefix + ".D"), norm = Weight(prefix + ".norm.weight");
-  const Row log_memory = c.time_decay ? Weight(prefix + ".log_memory_ms") : Row(H, 0.0);
+  const Row log_memory = decays ? Weight(prefix + ".log_memory_ms") : Row(H, 0.0);
 
   Rows out;
   std::vector<double> state(H * P * N, 0.0);
@@ -112,7 +149,7 @@ Float64Model::Rows Float64Model::Ssd(const std::string& prefix, const Rows& x,
     Row y(E);
     for (int64_t h = 0; h < H; ++h) {
       const double delta = Softplus(dt[t][h] + dt_bias[h]);
-      const double lambda = c.time_decay ? gaps_ms[t] / std::exp(log_memory[h]) : 0;
+      const double lambda = decays ? gaps_ms[t] / std::exp(log_memory[h]) : 0;
       const double carry = std::exp(-std::exp(a_log[h]) * delta - lambda);
       for (int64_t p = 0; p < P; ++p) {
         const double value = xbc[t][h * P + p];
@@ -135,10 +172,10 @@ Float64Model::Rows Float64Model::Ssd(const std::string& prefix, const Rows& x,
   return out;
 }
 
-Float64Model::Rows Float64Model::Layer(const std::string& prefix, const Rows& x,
-                                       const Row& gaps_ms) const {
+Float64Model::Rows Float64Model::Layer(const std::string& prefix, const Rows& x, const Row& gaps_ms,
+                                       const Rows& gate) const {
   const ModelConfig& c = contents_.config;
-  Rows y = Ssd(prefix + ".ssd", x, gaps_ms);
+  Rows y = Ssd(prefix + ".ssd", x, gaps_ms, gate);
   for (size_t t = 0; t < y.size(); ++t) {
     if (c.num_layers > 1) {
       for (size_t i = 0; i < y[t].size(); ++i) y[t][i] += x[t][i];
@@ -154,10 +191,21 @@ Float64Model::Rows Float64Model::Layer(const std::string& prefix, const Rows& x,
   return y;
 }
 
-std::vector<double> Float64Model::Query(const std::vector<int32_t>& items,
-                                        const std::vector<int64_t>& timestamps_ms,
+bool Float64Model::HasQueryGate() const {
+  return contents_.config.variant == Variant::kStreaming && contents_.config.time_query;
+}
+
+std::vector<double> Float64Model::Query(const std::vector<int32_t>& all_items,
+                                        const std::vector<int64_t>& all_timestamps_ms,
                                         int64_t as_of_ms) const {
   const ModelConfig& c = contents_.config;
+  const bool windowed = c.variant == Variant::kPublished && c.is_time;
+  const size_t skip = windowed && all_items.size() > static_cast<size_t>(c.max_item_list_length)
+                          ? all_items.size() - static_cast<size_t>(c.max_item_list_length)
+                          : 0;
+  const std::vector<int32_t> items(all_items.begin() + skip, all_items.end());
+  const std::vector<int64_t> timestamps_ms(all_timestamps_ms.begin() + skip,
+                                           all_timestamps_ms.end());
   const std::vector<float>& embedding = contents_.tensors.at("item_embedding.weight").second;
   Rows x;
   Row gaps_ms;
@@ -167,11 +215,18 @@ std::vector<double> Float64Model::Query(const std::vector<int32_t>& items,
     gaps_ms.push_back(t == 0 ? 0
                              : GapMs(timestamps_ms[t - 1], timestamps_ms[t], c.time.max_gap_ms));
   }
+  Rows tau = windowed ? InitialTime(timestamps_ms) : Rows();
   for (int64_t i = 0; i < c.num_layers; ++i) {
-    x = Layer("ssd_layers." + std::to_string(i), x, gaps_ms);
+    const std::string layer = "ssd_layers." + std::to_string(i);
+    Rows gate;
+    if (windowed) gate = PublishedGate(layer + ".ssd", &tau);
+    if (c.variant == Variant::kStreaming && c.time_write) {
+      gate = StreamingGate(layer + ".ssd", gaps_ms);
+    }
+    x = Layer(layer, x, gaps_ms, gate);
   }
   Row query = x.back();
-  if (!c.time_query) return query;
+  if (!HasQueryGate()) return query;
   const double u = Feature(GapMs(timestamps_ms.back(), as_of_ms, c.time.max_gap_ms));
   Row hidden = Linear("query_gate.1", {u});
   for (double& v : hidden) v = Silu(v);

@@ -70,6 +70,18 @@ ModelConfig RandomStreamingConfig(uint64_t seed) {
   return c;
 }
 
+ModelConfig RandomPublishedConfig(uint64_t seed) {
+  Random random(seed + 1'000'000);
+  ModelConfig c = RandomStreamingConfig(seed);
+  c.variant = Variant::kPublished;
+  c.time_write = c.time_decay = c.time_query = false;
+  c.time = TimeConstants();
+  c.is_time = random() % 4 != 0;
+  c.p2p_residual = random() % 2 == 0;
+  c.max_item_list_length = 5 + static_cast<int64_t>(random() % 16);
+  return c;
+}
+
 History RandomHistory(const ModelConfig& config, int64_t length, uint64_t seed) {
   Random random(seed);
   History history;
@@ -101,7 +113,6 @@ PackageContents MakeTinyModel(const ModelConfig& config, uint64_t seed) {
                          .categories = {i % 2 == 0 ? "even" : "odd", "all"},
                          .train_events = static_cast<int64_t>(random() % 1000)};
   }
-  if (config.variant != Variant::kStreaming) return contents;
   const Float64Model reference(contents);
   for (uint64_t i = 0; i < 3; ++i) {
     const History history = RandomHistory(config, 1 + static_cast<int64_t>(i) * 12, seed + i);

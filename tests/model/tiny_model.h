@@ -13,6 +13,9 @@ namespace tim4rec {
 // A valid streaming configuration with random small sizes, activations and uses of time.
 ModelConfig RandomStreamingConfig(uint64_t seed);
 
+// The same for the published variant: with and without time, windows of 5 to 20 events.
+ModelConfig RandomPublishedConfig(uint64_t seed);
+
 // A random history of `length` events over the model's items, timestamps ascending, gaps from
 // seconds to months.
 struct History {

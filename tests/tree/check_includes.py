@@ -39,7 +39,7 @@ THEIRS = {
     "google/protobuf/": ["server", "tests/server", "tests/e2e", "tests/bench"],
     "rocksdb/": ["store", "tests/store", "tests/bench"],
     "prometheus/": ["server", "tests/server"],
-    "yaml-cpp/": ["server", "tests/server"],
+    "yaml-cpp/": ["model/cli", "server", "tests/server"],
     "CLI/": ["model/cli", "server", "tests"],
     "cuda": ["model/backends/cuda", "model/kernels", "tests/gpu", "tests/model"],
 }
