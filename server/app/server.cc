@@ -25,6 +25,9 @@
 namespace tim4rec {
 namespace {
 
+// How long clients have to see that their connections end.
+constexpr std::chrono::milliseconds kGoodbye(200);
+
 absl::Status Named(const char* part, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(part, ": ", status.message()));
 }
@@ -168,13 +171,18 @@ absl::Status Server::Drain() {
   if (std::exchange(rep.drained, true)) return absl::OkStatus();
   rep.ready = false;
   rep.metrics.ready->Set(0);
+  if (rep.grpc != nullptr) rep.grpc->GetHealthCheckService()->SetServingStatus(false);
+  const absl::Status drained = rep.pipeline == nullptr ? absl::OkStatus() : rep.pipeline->Drain();
   if (rep.grpc != nullptr) {
-    rep.grpc->GetHealthCheckService()->SetServingStatus(false);
-    rep.grpc->Shutdown(std::chrono::system_clock::now() +
-                       std::chrono::milliseconds(rep.config.server.drain_timeout_ms));
+    const absl::Time give_up = absl::Now() + absl::Milliseconds(rep.config.server.drain_timeout_ms);
+    while (rep.service->in_flight() > 0 && absl::Now() < give_up) {
+      absl::SleepFor(absl::Milliseconds(1));
+    }
+    // Only idle connections and health watches are left, which would wait for ever.
+    rep.grpc->Shutdown(std::chrono::system_clock::now() + kGoodbye);
     rep.grpc->Wait();
   }
-  return rep.pipeline == nullptr ? absl::OkStatus() : rep.pipeline->Drain();
+  return drained;
 }
 
 }  // namespace tim4rec

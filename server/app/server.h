@@ -24,9 +24,10 @@ class Server {
   const std::string& address() const;
   const std::string& metrics_address() const;
 
-  // Not ready first (health NOT_SERVING, /readyz 503), then in-flight requests are answered (up to
-  // server.drain_timeout_ms, then cancelled), then changed states are written. The status is the
-  // store's. Repeatable.
+  // Not ready first (health NOT_SERVING, /readyz 503, new calls UNAVAILABLE), then calls that were
+  // taken are answered and changed states written, then connections are closed. A client that does
+  // not read its answer is waited for up to server.drain_timeout_ms. The status is the store's.
+  // Repeatable.
   absl::Status Drain();
 
  private:

@@ -17,14 +17,15 @@ namespace {
 // How long a client should wait when the queue is full: a few batches.
 constexpr absl::Duration kRetryDelay = absl::Milliseconds(50);
 
-// One unary call from its bytes to its bytes. `Codec` has the types Request and Response and
-//   static absl::Status Decode(const Request&, const DecodeContext&, Call state…)
-// Owned by gRPC until OnDone. Once submitted or finished it is not touched by this code's caller.
+// One unary call from its bytes to its bytes; `Codec` knows the messages (see RecordCodec).
+// Owned by gRPC until OnDone, so once submitted or finished it is not touched again.
 template <typename Codec>
 class Call final : public grpc::ServerUnaryReactor, public Job {
  public:
-  Call(const ServiceDeps& deps, grpc::ByteBuffer* response)
-      : deps_(deps), response_(response), start_(absl::Now()) {}
+  Call(const ServiceDeps& deps, std::atomic<int64_t>* in_flight, grpc::ByteBuffer* response)
+      : deps_(deps), in_flight_(in_flight), response_(response), start_(absl::Now()) {
+    ++*in_flight_;
+  }
 
   void Start(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request) {
     deadline = absl::FromChrono(context->deadline());
@@ -80,9 +81,13 @@ class Call final : public grpc::ServerUnaryReactor, public Job {
   }
 
   void OnCancel() override { cancelled.store(true, std::memory_order_relaxed); }
-  void OnDone() override { delete this; }
+  void OnDone() override {
+    --*in_flight_;
+    delete this;
+  }
 
   const ServiceDeps& deps_;
+  std::atomic<int64_t>* const in_flight_;
   grpc::ByteBuffer* const response_;
   const absl::Time start_;
   std::vector<std::string> rejections_;
@@ -188,9 +193,10 @@ struct DeleteUserCodec {
 };
 
 template <typename Codec>
-grpc::ServerUnaryReactor* StartCall(const ServiceDeps& deps, grpc::CallbackServerContext* context,
+grpc::ServerUnaryReactor* StartCall(const ServiceDeps& deps, std::atomic<int64_t>* in_flight,
+                                    grpc::CallbackServerContext* context,
                                     const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
-  auto* call = new Call<Codec>(deps, response);
+  auto* call = new Call<Codec>(deps, in_flight, response);
   call->Start(context, *request);
   return call;
 }
@@ -220,19 +226,19 @@ class RefusedStream final : public grpc::ServerBidiReactor<Request, Response> {
 grpc::ServerUnaryReactor* RecommenderService::RecordInteractions(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
     grpc::ByteBuffer* response) {
-  return StartCall<RecordCodec>(deps_, context, request, response);
+  return StartCall<RecordCodec>(deps_, &in_flight_, context, request, response);
 }
 
 grpc::ServerUnaryReactor* RecommenderService::Recommend(grpc::CallbackServerContext* context,
                                                         const grpc::ByteBuffer* request,
                                                         grpc::ByteBuffer* response) {
-  return StartCall<RecommendCodec>(deps_, context, request, response);
+  return StartCall<RecommendCodec>(deps_, &in_flight_, context, request, response);
 }
 
 grpc::ServerUnaryReactor* RecommenderService::RecordAndRecommend(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
     grpc::ByteBuffer* response) {
-  return StartCall<RecordAndRecommendCodec>(deps_, context, request, response);
+  return StartCall<RecordAndRecommendCodec>(deps_, &in_flight_, context, request, response);
 }
 
 grpc::ServerUnaryReactor* RecommenderService::RecommendForHistory(grpc::CallbackServerContext*,
@@ -256,13 +262,13 @@ RecommenderService::RecommendBatch(grpc::CallbackServerContext*) {
 grpc::ServerUnaryReactor* RecommenderService::GetUser(grpc::CallbackServerContext* context,
                                                       const grpc::ByteBuffer* request,
                                                       grpc::ByteBuffer* response) {
-  return StartCall<GetUserCodec>(deps_, context, request, response);
+  return StartCall<GetUserCodec>(deps_, &in_flight_, context, request, response);
 }
 
 grpc::ServerUnaryReactor* RecommenderService::DeleteUser(grpc::CallbackServerContext* context,
                                                          const grpc::ByteBuffer* request,
                                                          grpc::ByteBuffer* response) {
-  return StartCall<DeleteUserCodec>(deps_, context, request, response);
+  return StartCall<DeleteUserCodec>(deps_, &in_flight_, context, request, response);
 }
 
 }  // namespace tim4rec

@@ -2,8 +2,11 @@
 #ifndef TIM4REC_SERVER_SERVICE_RECOMMENDER_SERVICE_H_
 #define TIM4REC_SERVER_SERVICE_RECOMMENDER_SERVICE_H_
 
+#include <atomic>
+#include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 
 #include "absl/time/time.h"
 #include "model/engine/engine.h"
@@ -40,6 +43,9 @@ class RecommenderService final
  public:
   explicit RecommenderService(ServiceDeps deps) : deps_(std::move(deps)) {}
 
+  // Unary calls that have begun and whose answers have not left. Any thread.
+  int64_t in_flight() const { return in_flight_.load(); }
+
   grpc::ServerUnaryReactor* RecordInteractions(grpc::CallbackServerContext* context,
                                                const grpc::ByteBuffer* request,
                                                grpc::ByteBuffer* response) override;
@@ -65,6 +71,7 @@ class RecommenderService final
 
  private:
   const ServiceDeps deps_;
+  std::atomic<int64_t> in_flight_ = 0;
 };
 
 }  // namespace tim4rec

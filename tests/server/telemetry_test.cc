@@ -1,7 +1,3 @@
-#include <arpa/inet.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <atomic>
 #include <string>
 
@@ -10,32 +6,13 @@
 #include "server/telemetry/http_endpoint.h"
 #include "server/telemetry/log.h"
 #include "server/telemetry/metrics.h"
+#include "tests/server/http_get.h"
 
 namespace tim4rec {
 namespace {
 
 using testing::HasSubstr;
 using testing::StartsWith;
-
-std::string HttpGet(const std::string& address, const std::string& path) {
-  const size_t colon = address.rfind(':');
-  sockaddr_in to{};
-  to.sin_family = AF_INET;
-  to.sin_port = htons(std::stoi(address.substr(colon + 1)));
-  inet_pton(AF_INET, address.substr(0, colon).c_str(), &to.sin_addr);
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  std::string answer;
-  if (connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to) == 0) {
-    const std::string request =
-        "GET " + path + " HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
-    if (write(fd, request.data(), request.size()) > 0) {
-      char buffer[4096];
-      for (ssize_t n; (n = read(fd, buffer, sizeof buffer)) > 0;) answer.append(buffer, n);
-    }
-  }
-  close(fd);
-  return answer;
-}
 
 TEST(Log, WritesOneJsonLine) {
   EXPECT_EQ(FormatLog(LogLevel::kWarning, "say \"hi\"\n", {{"path", "a\\b\x01"}, {"count", 3}}),
