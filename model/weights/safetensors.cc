@@ -114,22 +114,23 @@ absl::StatusOr<SafeTensor> ParseEntry(const std::string& name, const Json& entry
   }
 
   const Json& offsets = entry["data_offsets"];
-  const auto begin =
-      offsets.is_array() && offsets.size() == 2 ? Unsigned(offsets[0]) : std::nullopt;
-  const auto end = offsets.is_array() && offsets.size() == 2 ? Unsigned(offsets[1]) : std::nullopt;
-  if (!begin.has_value() || !end.has_value() || *begin > *end || *end > data.size()) {
+  const bool pair = offsets.is_array() && offsets.size() == 2 && offsets[0].is_number_unsigned() &&
+                    offsets[1].is_number_unsigned();
+  const uint64_t begin = pair ? offsets[0].get<uint64_t>() : 0;
+  const uint64_t end = pair ? offsets[1].get<uint64_t>() : 0;
+  if (!pair || begin > end || end > data.size()) {
     return Malformed(absl::StrCat("tensor ", name, ": data_offsets outside the file's ",
                                   data.size(), " data bytes"));
   }
-  if (*end - *begin != bytes) {
-    return Malformed(absl::StrCat("tensor ", name, ": data_offsets span ", *end - *begin,
+  if (end - begin != bytes) {
+    return Malformed(absl::StrCat("tensor ", name, ": data_offsets span ", end - begin,
                                   " bytes, the shape needs ", bytes));
   }
-  tensor.bytes = data.subspan(*begin, bytes);
+  tensor.bytes = data.subspan(begin, bytes);
   if (reinterpret_cast<uintptr_t>(tensor.bytes.data()) % SizeOf(tensor.dtype) != 0) {
     return Malformed(absl::StrCat("tensor ", name, ": not aligned to its element size"));
   }
-  *placed = {*begin, *end, name};
+  *placed = {begin, end, name};
   return tensor;
 }
 
