@@ -66,7 +66,7 @@ bool StateSlab::Grow() {
 absl::StatusOr<int32_t> StateSlab::Allocate() {
   int32_t slot;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (free_.empty() && !Grow()) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "no memory for another state of ", record_bytes_, " bytes after ", slots_.load()));
@@ -80,7 +80,7 @@ absl::StatusOr<int32_t> StateSlab::Allocate() {
 
 void StateSlab::Release(int32_t slot) {
   if (!Contains(slot)) return;
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   free_.push_back(slot);
 }
 

@@ -6,11 +6,10 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 
 namespace tim4rec {
 
@@ -39,15 +38,17 @@ class StateSlab {
   // Chunk c is entry c + 1 - 2^i of table i = floor(log2(c + 1)): tables never move or grow.
   static constexpr int kTables = 31;
   std::atomic<std::byte*>& ChunkEntry(int64_t chunk) const;
-  bool Grow() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool Grow();  // holding mutex_
 
   const int64_t record_bytes_;
   const int64_t records_per_chunk_;
   std::atomic<int32_t> slots_ = 0;
   std::array<std::atomic<std::atomic<std::byte*>*>, kTables> tables_ = {};
 
-  absl::Mutex mutex_;
-  std::vector<int32_t> free_ ABSL_GUARDED_BY(mutex_);
+  // Not absl::Mutex: the system's abseil is built without what the thread sanitizer needs to see
+  // it.
+  std::mutex mutex_;
+  std::vector<int32_t> free_;  // guarded by mutex_
 };
 
 }  // namespace tim4rec
