@@ -20,7 +20,7 @@ class Bar:
 
     def __init__(self, label, out=sys.stdout):
         self.label, self.out, self.start = label, out, time.monotonic()
-        self.tty, self.last_plain, self.drawn = out.isatty(), float("-inf"), False
+        self.tty, self.last_plain, self.drawn = out.isatty(), self.start, False
 
     def update(self, done, total):
         """Draws `done` of `total`; off a terminal only now and then, and at the end."""

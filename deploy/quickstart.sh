@@ -34,7 +34,7 @@ step "1/5 packages"
 deploy/install_packages.sh
 
 step "2/5 build"
-deploy/build.sh tim4rec tim4rec-server tim4rec_python
+deploy/build.sh tim4rec tim4rec-server tim4rec_proto_python
 
 step "3/5 train"
 rm -rf "$run"/{model,data,server.out,server.log,synthetic.inter,synthetic.item}
