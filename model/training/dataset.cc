@@ -38,13 +38,13 @@ std::vector<bool> CoreRows(const InteractionTable& table, int64_t min_count) {
   return kept;
 }
 
-void SortByTime(History* history) {
+void SortByTime(UserHistory* history) {
   std::vector<int64_t> order(history->items.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
     return history->timestamps_ms[a] < history->timestamps_ms[b];
   });
-  History sorted{history->user, {}, {}};
+  UserHistory sorted{history->user, {}, {}};
   sorted.items.reserve(order.size());
   sorted.timestamps_ms.reserve(order.size());
   for (const int64_t i : order) {
@@ -88,7 +88,7 @@ absl::StatusOr<Dataset> BuildDataset(const InteractionTable& table, int64_t min_
       item_index[row.item] = static_cast<int32_t>(data.items.size());
       data.items.push_back({table.item_ids[row.item], "", {}, 0});
     }
-    History& history = data.users[user_index[row.user]];
+    UserHistory& history = data.users[user_index[row.user]];
     history.items.push_back(item_index[row.item]);
     history.timestamps_ms.push_back(row.timestamp_ms);
     ++data.n_events;
@@ -101,7 +101,7 @@ absl::StatusOr<Dataset> BuildDataset(const InteractionTable& table, int64_t min_
                                           "users and items with fewer than ", min_count,
                                           " of them; lower the minimum count"));
   }
-  for (History& history : data.users) {
+  for (UserHistory& history : data.users) {
     SortByTime(&history);
     for (int64_t i = 0; i < history.train_size(); ++i) {
       ++data.items[history.items[i]].train_events;
@@ -125,7 +125,7 @@ KnownHistories HistoriesInCatalog(const InteractionTable& table, const ItemCatal
     result.users[row.user].items.push_back(index[row.item]);
     result.users[row.user].timestamps_ms.push_back(row.timestamp_ms);
   }
-  for (History& history : result.users) SortByTime(&history);
+  for (UserHistory& history : result.users) SortByTime(&history);
   return result;
 }
 

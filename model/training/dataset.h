@@ -17,7 +17,7 @@ namespace tim4rec {
 enum class Split { kValid, kTest };
 
 // One user's events in fold order: by timestamp, ties in file order.
-struct History {
+struct UserHistory {
   std::string user;
   std::vector<int32_t> items;  // 1 … V-1
   std::vector<int64_t> timestamps_ms;
@@ -31,8 +31,8 @@ struct History {
 };
 
 struct Dataset {
-  std::vector<Item> items;     // [V]; 0 is padding, then by first appearance; train_events counted
-  std::vector<History> users;  // by first appearance
+  std::vector<Item> items;  // [V]; 0 is padding, then by first appearance; train_events counted
+  std::vector<UserHistory> users;  // by first appearance
   int64_t n_events = 0;
 };
 
@@ -46,7 +46,7 @@ absl::StatusOr<Dataset> BuildDataset(const InteractionTable& table, int64_t min_
 // events with items it does not know left out and counted. Users by first appearance, also those
 // without any known item.
 struct KnownHistories {
-  std::vector<History> users;
+  std::vector<UserHistory> users;
   int64_t unknown_events = 0;
 };
 KnownHistories HistoriesInCatalog(const InteractionTable& table, const ItemCatalog& catalog);

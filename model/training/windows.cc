@@ -34,7 +34,7 @@ std::vector<Window> CutWindows(const Dataset& data, int64_t max_length, std::mt1
 
 std::vector<double> TrainingGaps(const Dataset& data) {
   std::vector<double> gaps;
-  for (const History& history : data.users) {
+  for (const UserHistory& history : data.users) {
     for (int64_t i = 1; i < history.train_size(); ++i) {
       gaps.push_back(
           static_cast<double>(GapBefore(history, i, std::numeric_limits<int64_t>::max())));
@@ -76,7 +76,7 @@ std::vector<Batch> MakeBatches(const Dataset& data, int64_t max_length, int64_t 
   return batches;
 }
 
-int64_t GapBefore(const History& history, int64_t i, int64_t max_gap_ms) {
+int64_t GapBefore(const UserHistory& history, int64_t i, int64_t max_gap_ms) {
   if (i == 0) return 0;
   const int64_t gap = history.timestamps_ms[i] - history.timestamps_ms[i - 1];
   return std::clamp<int64_t>(gap, 0, max_gap_ms);

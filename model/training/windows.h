@@ -31,7 +31,7 @@ std::vector<Batch> MakeBatches(const Dataset& data, int64_t max_length, int64_t 
 
 // Gap before event i of a history as the model sees it: 0 for the first, never negative, at most
 // max_gap_ms.
-int64_t GapBefore(const History& history, int64_t i, int64_t max_gap_ms);
+int64_t GapBefore(const UserHistory& history, int64_t i, int64_t max_gap_ms);
 
 // Time constants from the gaps between consecutive training events: tau0 the 5 % quantile of the
 // positive gaps (1 ms … 1 day; 1 minute if there are none), so that the finest gaps that occur are

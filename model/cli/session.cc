@@ -1,0 +1,119 @@
+#include "model/cli/session.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "model/backends/builtin.h"
+
+namespace tim4rec {
+namespace {
+
+constexpr int kBarWidth = 24;
+bool progress_line_shown = false;
+
+}  // namespace
+
+void Say(const std::string& line) {
+  std::fprintf(stderr, "%s%s\n", std::exchange(progress_line_shown, false) ? "\r\033[K" : "",
+               line.c_str());
+  std::fflush(stderr);
+}
+
+ProgressLine::ProgressLine()
+    : terminal_(isatty(STDERR_FILENO) == 1), last_(std::chrono::steady_clock::now()) {}
+
+void ProgressLine::Show(double done, const std::string& text) {
+  const auto now = std::chrono::steady_clock::now();
+  const auto pause = std::chrono::milliseconds(terminal_ ? 100 : 10'000);
+  if (now - last_ < pause) return;
+  last_ = now;
+  done = std::clamp(done, 0.0, 1.0);
+  if (!terminal_) return Say(absl::StrFormat("%3.0f%%  %s", 100 * done, text));
+  const int filled = static_cast<int>(done * kBarWidth);
+  std::fprintf(stderr, "\r\033[K[%s%s] %3.0f%%  %s", std::string(filled, '#').c_str(),
+               std::string(kBarWidth - filled, '.').c_str(), 100 * done, text.c_str());
+  std::fflush(stderr);
+  shown_ = progress_line_shown = true;
+}
+
+void ProgressLine::Clear() {
+  if (shown_ && std::exchange(progress_line_shown, false)) {
+    std::fprintf(stderr, "\r\033[K");
+    std::fflush(stderr);
+  }
+  shown_ = false;
+}
+
+std::string FormatSeconds(double seconds) {
+  const int64_t s = static_cast<int64_t>(std::max(0.0, seconds) + 0.5);
+  if (s >= 3600) return absl::StrFormat("%dh%02dm", s / 3600, s / 60 % 60);
+  if (s >= 60) return absl::StrFormat("%dm%02ds", s / 60, s % 60);
+  return absl::StrFormat("%ds", s);
+}
+
+std::string FormatMetrics(const RankingMetrics& m) {
+  return absl::StrFormat(
+      "NDCG@10 %.5f  HR@10 %.5f  MRR@10 %.5f  NDCG@20 %.5f  HR@20 %.5f  MRR@20 %.5f  users %d",
+      m.ndcg10, m.hr10, m.mrr10, m.ndcg20, m.hr20, m.mrr20, m.users);
+}
+
+std::string MetricsJson(const RankingMetrics& m) {
+  return nlohmann::json{{"users", m.users},  {"HR@10", m.hr10}, {"NDCG@10", m.ndcg10},
+                        {"MRR@10", m.mrr10}, {"HR@20", m.hr20}, {"NDCG@20", m.ndcg20},
+                        {"MRR@20", m.mrr20}}
+      .dump();
+}
+
+absl::StatusOr<InteractionTable> ReadAndDescribe(const std::string& path, bool skip_bad_rows) {
+  ReadOptions options;
+  options.skip_bad_rows = skip_bad_rows;
+  auto table = ReadInteractions(path, options);
+  if (!table.ok()) {
+    if (!absl::IsInvalidArgument(table.status()) || skip_bad_rows) return table.status();
+    return absl::InvalidArgumentError(
+        absl::StrCat(table.status().message(), " (--skip-bad-rows leaves malformed rows out)"));
+  }
+  Say(absl::StrCat(path, ": ", table->rows.size(), " interactions of ", table->user_ids.size(),
+                   " users with ", table->item_ids.size(), " items, timestamps in ",
+                   table->time_unit == TimeUnit::kSeconds ? "seconds" : "milliseconds"));
+  if (table->bad_rows > 0) {
+    Say(absl::StrCat("skipped ", table->bad_rows,
+                     " malformed rows; the first: ", table->first_bad_row));
+  }
+  return table;
+}
+
+absl::StatusOr<Dataset> ReadDataset(const std::string& path, bool skip_bad_rows,
+                                    int64_t min_count) {
+  const auto table = ReadAndDescribe(path, skip_bad_rows);
+  if (!table.ok()) return table.status();
+  std::vector<ItemDescription> descriptions;
+  if (const std::string item_file = FindItemFile(path); !item_file.empty()) {
+    ReadOptions options;
+    options.skip_bad_rows = skip_bad_rows;
+    auto items = ReadItems(item_file, options);
+    if (!items.ok()) return items.status();
+    descriptions = *std::move(items);
+  }
+  auto data = BuildDataset(*table, min_count, descriptions);
+  if (!data.ok()) return data.status();
+  Say(absl::StrCat("at least ", min_count, " interactions each: ", data->users.size(), " users, ",
+                   data->items.size() - 1, " items, ", data->n_events, " interactions",
+                   descriptions.empty() ? "" : ", with titles"));
+  return data;
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const std::string& dir,
+                                                   const std::string& backend) {
+  auto package = ModelPackage::Open(dir);
+  if (!package.ok()) return package.status();
+  return Engine::Create(*std::move(package), BuiltinBackends(), backend);
+}
+
+}  // namespace tim4rec

@@ -1,0 +1,308 @@
+#include <malloc.h>
+
+#include <CLI/CLI.hpp>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "model/backends/builtin.h"
+#include "model/cli/commands.h"
+#include "model/cli/options.h"
+#include "model/cli/session.h"
+#include "model/config/config.h"
+#include "model/evaluation/evaluator.h"
+#include "model/training/export.h"
+#include "model/training/trainer.h"
+#include "model/training/windows.h"
+
+namespace tim4rec {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct TrainArguments {
+  std::string data;
+  std::string out;
+  int64_t min_count = 5;
+  bool skip_bad_rows = false;
+  std::string variant = "streaming";
+  std::string conv_activation = "silu";
+  bool no_time_write = false, no_time_decay = false, no_time_query = false, no_ffn = false;
+  ModelConfig config;
+  TrainOptions options;
+};
+
+// "model/" and "model" are the same place.
+fs::path OutputPath(const std::string& out) {
+  const fs::path path = fs::path(out).lexically_normal();
+  return path.has_filename() ? path : path.parent_path();
+}
+
+// Finds out before training whether the package can be written after it.
+absl::Status CheckOutput(const fs::path& out) {
+  std::error_code error;
+  if (fs::exists(out, error)) {
+    if (!fs::is_directory(out, error)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--out ", out.string(), " is a file; expected a directory"));
+    }
+    if (!fs::is_empty(out, error) && !fs::exists(out / "config.json", error)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--out ", out.string(),
+                       " holds other files and no model package, and would be replaced as a whole; "
+                       "give a new or empty directory"));
+    }
+  }
+  fs::create_directories(fs::absolute(out, error).parent_path(), error);
+  // The checkpoint is written beside the package, so try there.
+  const std::string trial = out.string() + ".checkpoint.partial";
+  errno = 0;
+  if (!std::ofstream(trial, std::ios::binary)) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("--out ", out.string(), ": cannot write ", trial, ": ", std::strerror(errno)));
+  }
+  fs::remove(trial, error);
+  return absl::OkStatus();
+}
+
+// Accuracy of weights on a split, through the backend that serves.
+absl::StatusOr<RankingMetrics> Measure(const Dataset& data, const ModelConfig& config,
+                                       const TrainedTensors& tensors, Split split) {
+  PackageContents contents;
+  contents.config = config;
+  contents.tensors = tensors;
+  contents.items = data.items;
+  auto package = ModelPackage::FromContents(std::move(contents));
+  if (!package.ok()) return package.status();
+  const auto engine = Engine::Create(*std::move(package), BuiltinBackends(), "cpu");
+  if (!engine.ok()) return engine.status();
+  const auto cases = MakeRankingCases(data, (*engine)->catalog(), split, /*query_time=*/true);
+  const auto result = EvaluateRanking(**engine, cases, {});
+  if (!result.ok()) return result.status();
+  return result->metrics;
+}
+
+TrainHooks MakeHooks(const Dataset& data, const ModelConfig& config, ProgressLine* line) {
+  TrainHooks hooks;
+  hooks.validate = [&data, &config](const TrainedTensors& tensors) {
+    return Measure(data, config, tensors, Split::kValid);
+  };
+  hooks.step = [line](const StepReport& r) {
+    line->Show((r.epoch - 1 + static_cast<double>(r.step) / r.steps) / r.epochs,
+               absl::StrFormat("epoch %d/%d  step %d/%d  loss %.4f  %.0f events/s  at most %s left",
+                               r.epoch, r.epochs, r.step, r.steps, r.loss, r.events_per_second,
+                               FormatSeconds(r.seconds_left)));
+  };
+  hooks.epoch = [](const EpochReport& r) {
+    Say(absl::StrFormat(
+        "epoch %2d/%d  loss %.4f  valid NDCG@10 %.5f  HR@10 %.5f%s  %.0f events/s  at most %s left",
+        r.epoch, r.epochs, r.loss, r.valid.ndcg10, r.valid.hr10,
+        r.best_epoch == r.epoch ? "  best" : absl::StrFormat("  (best: epoch %d)", r.best_epoch),
+        r.events_per_second, FormatSeconds(r.seconds_left)));
+  };
+  return hooks;
+}
+
+std::string Summary(const TrainArguments& arguments, const Dataset& data,
+                    const TrainResult& trained, const RankingMetrics& test, double seconds) {
+  const TrainOptions& options = arguments.options;
+  nlohmann::json summary = {{"data",
+                             {{"name", fs::path(arguments.data).filename().string()},
+                              {"users", data.users.size()},
+                              {"items", data.items.size() - 1},
+                              {"events", data.n_events},
+                              {"min_count", arguments.min_count}}},
+                            {"protocol",
+                             "leave one out, whole catalogue ranked, seen items included, asked at "
+                             "the target's timestamp"},
+                            {"training",
+                             {{"seed", options.seed},
+                              {"epochs", options.epochs},
+                              {"patience", options.patience},
+                              {"learning_rate", options.learning_rate},
+                              {"batch_events", options.batch_events},
+                              {"max_length", options.max_length},
+                              {"epochs_run", trained.epochs_run},
+                              {"best_epoch", trained.best_epoch},
+                              {"last_loss", trained.loss},
+                              {"seconds", seconds}}},
+                            {"valid", nlohmann::json::parse(MetricsJson(trained.valid))},
+                            {"test", nlohmann::json::parse(MetricsJson(test))}};
+  return summary.dump(2);
+}
+
+// A step allocates and frees the same large tensors again and again: keep their pages, which
+// otherwise go back to the kernel each time.
+void KeepFreedPages() {
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+}
+
+absl::Status RunTrain(TrainArguments arguments) {
+  KeepFreedPages();
+  const auto start = std::chrono::steady_clock::now();
+  const fs::path out = OutputPath(arguments.out);
+  if (auto checked = CheckOutput(out); !checked.ok()) return checked;
+  ModelConfig& config = arguments.config;
+  config.conv_activation =
+      arguments.conv_activation == "silu" ? Activation::kSilu : Activation::kHardswish;
+  config.is_ffn = !arguments.no_ffn;
+  config.time_write = !arguments.no_time_write;
+  config.time_decay = !arguments.no_time_decay;
+  config.time_query = !arguments.no_time_query;
+  arguments.options.checkpoint = out.string() + ".checkpoint";
+
+  const auto data = ReadDataset(arguments.data, arguments.skip_bad_rows, arguments.min_count);
+  if (!data.ok()) return data.status();
+  config.n_items = static_cast<int64_t>(data->items.size());
+  config.time = FitTimeConstants(*data);
+
+  absl::StatusOr<TrainResult> trained;
+  {
+    ProgressLine line;
+    trained = Train(*data, config, arguments.options, MakeHooks(*data, config, &line));
+  }
+  if (!trained.ok()) return trained.status();
+  const auto test = Measure(*data, config, trained->tensors, Split::kTest);
+  if (!test.ok()) return test.status();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const auto contents = MakePackage(*data, config, trained->tensors,
+                                    Summary(arguments, *data, *trained, *test, seconds));
+  if (!contents.ok()) return contents.status();
+  if (auto written = WritePackage(out.string(), *contents); !written.ok()) return written;
+  Say(absl::StrCat("valid  ", FormatMetrics(trained->valid)));
+  Say(absl::StrCat("test   ", FormatMetrics(*test)));
+  Say(absl::StrCat("epoch ", trained->best_epoch, " of ", trained->epochs_run, " kept, ",
+                   FormatSeconds(seconds), "; the model is in ", out.string(),
+                   ", training can go on from ", arguments.options.checkpoint));
+  return absl::OkStatus();
+}
+
+void AddModelOptions(CLI::App* command, TrainArguments* a) {
+  const std::string group = "Model";
+  command->add_option("--variant", a->variant, "Model variant")
+      ->check(CLI::IsMember({"streaming"}))
+      ->group(group);
+  command->add_option("--hidden-size", a->config.hidden_size, "Width of item vectors and outputs")
+      ->check(Between(1, 1 << 16))
+      ->group(group);
+  command->add_option("--num-layers", a->config.num_layers, "State-space layers")
+      ->check(Between(1, 64))
+      ->group(group);
+  command->add_option("--d-state", a->config.d_state, "State width per head channel")
+      ->check(Between(1, 1 << 12))
+      ->group(group);
+  command->add_option("--d-conv", a->config.d_conv, "Width of the causal convolutions, in events")
+      ->check(Between(1, 64))
+      ->group(group);
+  command->add_option("--expand", a->config.expand, "Inner width as a multiple of the hidden size")
+      ->check(Between(1, 64))
+      ->group(group);
+  command
+      ->add_option("--head-dim", a->config.head_dim, "Channels per head; divides the inner width")
+      ->check(Between(1, 1 << 12))
+      ->group(group);
+  command->add_option("--time-hidden", a->config.time_hidden, "Width of the functions of time")
+      ->check(Between(1, 1 << 12))
+      ->group(group);
+  command->add_option("--conv-activation", a->conv_activation, "Activation after convolutions")
+      ->check(CLI::IsMember({"silu", "hardswish"}))
+      ->group(group);
+  command->add_flag("--no-ffn", a->no_ffn, "Leave the feed-forward parts out")->group(group);
+  command
+      ->add_flag("--no-time-write", a->no_time_write, "Gaps do not change how events are written")
+      ->group(group);
+  command->add_flag("--no-time-decay", a->no_time_decay, "States do not decay over real time")
+      ->group(group);
+  command
+      ->add_flag("--no-time-query", a->no_time_query,
+                 "The time since the last event does not change recommendations")
+      ->group(group);
+}
+
+void AddTrainingOptions(CLI::App* command, TrainArguments* a) {
+  const std::string group = "Training";
+  command->add_option("--epochs", a->options.epochs, "Epochs at most")
+      ->check(Between(1, 1'000'000))
+      ->group(group);
+  command
+      ->add_option("--patience", a->options.patience,
+                   "Stop after this many epochs without a better validation NDCG@10")
+      ->check(Between(1, 1'000'000))
+      ->group(group);
+  command
+      ->add_option("--lr", a->options.learning_rate,
+                   "Highest learning rate, reached after the warm-up; falls along a cosine")
+      ->check(CLI::PositiveNumber)
+      ->group(group);
+  command->add_option("--warmup-steps", a->options.warmup_steps, "Steps of the warm-up")
+      ->check(Between(0, 1 << 30))
+      ->group(group);
+  command->add_option("--batch-size", a->options.batch_events, "Events per step, padding included")
+      ->check(Between(1, 1 << 30))
+      ->group(group);
+  command
+      ->add_option("--max-length", a->options.max_length,
+                   "Longer histories are trained on in windows of this many events")
+      ->check(Between(1, 1 << 20))
+      ->group(group);
+  command->add_option("--dropout", a->config.dropout_prob, "Dropout probability")
+      ->check(Between(0.0, 0.99))
+      ->group(group);
+  command
+      ->add_option("--clip-norm", a->options.clip_norm,
+                   "Gradients with a larger Euclidean norm are scaled down to it")
+      ->check(CLI::PositiveNumber)
+      ->group(group);
+  command->add_option("--seed", a->options.seed, "Seed of all that is random")->group(group);
+  command
+      ->add_option(
+          "--threads", a->options.threads,
+          "Threads of a step; 0: one per core. More than 1 pays from a hidden size of about 128")
+      ->check(Between(0, 1024))
+      ->group(group);
+  command
+      ->add_flag("--resume", a->options.resume,
+                 "Go on from OUT.checkpoint, which is written after each epoch")
+      ->group(group);
+}
+
+}  // namespace
+
+void AddTrainCommand(CLI::App* app, absl::Status* status) {
+  auto arguments = std::make_shared<TrainArguments>();
+  arguments->config.dropout_prob = 0.3;
+  CLI::App* command = app->add_subcommand(
+      "train",
+      "Train a model on interactions and write it as a model package.\n"
+      "The last interaction of each user is held out for testing, the one before it for choosing\n"
+      "the epoch that is kept.");
+  command
+      ->add_option("DATA", arguments->data,
+                   "Interactions: RecBole .inter, or CSV with a header (such as MovieLens' "
+                   "ratings.csv); titles are read from x.item or movies.csv beside it")
+      ->required();
+  command->add_option("--out", arguments->out, "Directory of the model package")->required();
+  command
+      ->add_option("--min-count", arguments->min_count,
+                   "Drop users and items with fewer interactions, repeatedly; 0: none")
+      ->check(Between(0, 1 << 30));
+  command->add_flag("--skip-bad-rows", arguments->skip_bad_rows,
+                    "Leave malformed rows out instead of failing on the first");
+  AddModelOptions(command, arguments.get());
+  AddTrainingOptions(command, arguments.get());
+  command->callback([arguments, status] { *status = RunTrain(*arguments); });
+}
+
+}  // namespace tim4rec

@@ -1,0 +1,275 @@
+#include "model/training/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <exception>
+#include <random>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "model/reference/streaming_model.h"
+#include "model/reference/tensors.h"
+#include "model/training/checkpoint.h"
+#include "model/training/softmax_loss.h"
+#include "model/training/windows.h"
+
+// OpenBLAS, where it is the BLAS that torch uses, has threads of its own.
+extern "C" __attribute__((weak)) void openblas_set_num_threads(int threads);
+
+namespace tim4rec {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// A batch as tensors. T is the number of real (not padded) positions.
+struct BatchTensors {
+  torch::Tensor items;       // int64 [B,L]
+  torch::Tensor gaps_ms;     // [B,L], before each event
+  torch::Tensor positions;   // int64 [T], into the flattened [B*L]
+  torch::Tensor targets;     // int64 [T]
+  torch::Tensor query_gaps;  // [T], to the target
+};
+
+BatchTensors ToTensors(const Dataset& data, const Batch& batch, int64_t max_gap_ms) {
+  const int64_t rows = static_cast<int64_t>(batch.size());
+  int64_t length = 0;
+  for (const Window& window : batch) length = std::max<int64_t>(length, window.size());
+  BatchTensors tensors;
+  tensors.items = torch::zeros({rows, length}, torch::kInt64);
+  tensors.gaps_ms = torch::zeros({rows, length});
+  std::vector<int64_t> positions, targets;
+  std::vector<float> query_gaps;
+  int64_t* items = tensors.items.data_ptr<int64_t>();
+  float* gaps = tensors.gaps_ms.data_ptr<float>();
+  for (int64_t row = 0; row < rows; ++row) {
+    const Window& window = batch[row];
+    const UserHistory& history = data.users[window.user];
+    for (int64_t i = window.begin; i < window.end; ++i) {
+      const int64_t position = row * length + (i - window.begin);
+      items[position] = history.items[i];
+      gaps[position] = static_cast<float>(GapBefore(history, i, max_gap_ms));
+      positions.push_back(position);
+      targets.push_back(history.items[i + 1]);
+      query_gaps.push_back(static_cast<float>(GapBefore(history, i + 1, max_gap_ms)));
+    }
+  }
+  tensors.positions = torch::tensor(positions);
+  tensors.targets = torch::tensor(targets);
+  tensors.query_gaps = torch::tensor(query_gaps);
+  return tensors;
+}
+
+// Memories of the decaying heads start between the quartile of the positive gaps and 16 times their
+// 95 % quantile.
+StreamingInit InitFor(const Dataset& data) {
+  const auto quantiles = PositiveGapQuantiles(data, {0.25, 0.95});
+  StreamingInit init;
+  init.shortest_memory_ms = quantiles[0];
+  init.longest_memory_ms = 16 * quantiles[1];
+  return init;
+}
+
+class Trainer {
+ public:
+  Trainer(const Dataset& data, const ModelConfig& config, const TrainOptions& options,
+          const TrainHooks& hooks)
+      : data_(data),
+        config_(config),
+        options_(options),
+        hooks_(hooks),
+        identity_(RunIdentity(data, config, options)),
+        rng_(options.seed),
+        model_(Seeded(options.seed, config, InitFor(data))),
+        optimizer_(model_->parameters(), torch::optim::AdamOptions(options.learning_rate)) {}
+
+  absl::StatusOr<TrainResult> Run() {
+    if (options_.resume) {
+      auto loaded =
+          LoadCheckpoint(options_.checkpoint, identity_, &model_, &optimizer_, &rng_, &progress_);
+      if (!loaded.ok()) return loaded;
+    }
+    while (progress_.epochs_done < options_.epochs &&
+           (progress_.epochs_done == 0 ||
+            progress_.epochs_done - progress_.best_epoch < options_.patience)) {
+      if (auto status = RunEpoch(); !status.ok()) return status;
+    }
+    return TrainResult{progress_.best, progress_.best_valid, progress_.best_epoch,
+                       progress_.epochs_done, progress_.loss};
+  }
+
+ private:
+  static StreamingModel Seeded(uint64_t seed, const ModelConfig& config,
+                               const StreamingInit& init) {
+    torch::manual_seed(seed);
+    return StreamingModel(config, init);
+  }
+
+  absl::Status RunEpoch() {
+    const auto start = Clock::now();
+    model_->train();
+    const auto batches = MakeBatches(data_, options_.max_length, options_.batch_events, &rng_);
+    const int64_t steps = static_cast<int64_t>(batches.size());
+    const int64_t epoch = progress_.epochs_done;  // from 0
+    double loss_sum = 0;
+    int64_t events = 0;
+    double rate = 0;
+    for (int64_t i = 0; i < steps; ++i) {
+      const double lr = LearningRate((epoch + static_cast<double>(i) / steps) / options_.epochs);
+      const BatchTensors tensors = ToTensors(data_, batches[i], config_.time.max_gap_ms);
+      const double loss = Step(tensors, lr);
+      if (!std::isfinite(loss)) return Diverged(epoch, i, steps, lr, loss);
+      const int64_t targets = tensors.targets.size(0);
+      loss_sum += loss * targets;
+      events += targets;
+      rate = events / std::max(1e-9, SecondsSince(start));
+      if (hooks_.step) {
+        const double whole = epoch_seconds_ > 0
+                                 ? epoch_seconds_
+                                 : SecondsSince(start) * steps / static_cast<double>(i + 1);
+        hooks_.step({epoch + 1, options_.epochs, i + 1, steps, loss_sum / events, rate,
+                     whole * (options_.epochs - epoch) - SecondsSince(start)});
+      }
+    }
+    progress_.loss = loss_sum / std::max<int64_t>(1, events);
+    return FinishEpoch(start, rate);
+  }
+
+  // Validates, keeps the best, writes the checkpoint and reports.
+  absl::Status FinishEpoch(Clock::time_point start, double rate) {
+    model_->eval();
+    TrainedTensors tensors = ExportTensors(model_);
+    const auto valid = hooks_.validate(tensors);
+    if (!valid.ok()) return valid.status();
+    ++progress_.epochs_done;
+    if (progress_.best_epoch == 0 || valid->ndcg10 > progress_.best_valid.ndcg10) {
+      progress_.best_epoch = progress_.epochs_done;
+      progress_.best_valid = *valid;
+      progress_.best = std::move(tensors);
+    }
+    if (!options_.checkpoint.empty()) {
+      auto saved =
+          SaveCheckpoint(options_.checkpoint, identity_, model_, optimizer_, rng_, progress_);
+      if (!saved.ok()) return saved;
+    }
+    epoch_seconds_ = SecondsSince(start);
+    if (hooks_.epoch) {
+      hooks_.epoch({progress_.epochs_done, options_.epochs, progress_.loss, *valid,
+                    progress_.best_epoch, rate,
+                    epoch_seconds_ * (options_.epochs - progress_.epochs_done)});
+    }
+    return absl::OkStatus();
+  }
+
+  // One optimiser step; the loss before it. With a loss that is not finite, nothing is changed.
+  double Step(const BatchTensors& tensors, double learning_rate) {
+    const auto outputs = model_->forward(tensors.items, tensors.gaps_ms);
+    const auto last = outputs.reshape({-1, config_.hidden_size}).index_select(0, tensors.positions);
+    const auto queries = model_->Query(last, tensors.query_gaps);
+    auto table = model_->item_vectors();
+    const SoftmaxLoss softmax = FullSoftmaxLoss(queries.detach(), table.detach(), tensors.targets,
+                                                options_.softmax_block_floats);
+    if (!std::isfinite(softmax.loss)) return softmax.loss;
+    optimizer_.zero_grad();
+    queries.backward(softmax.query_gradient);
+    table.mutable_grad().add_(softmax.table_gradient);
+    torch::nn::utils::clip_grad_norm_(model_->parameters(), options_.clip_norm);
+    for (auto& group : optimizer_.param_groups()) group.options().set_lr(learning_rate);
+    optimizer_.step();
+    ++progress_.steps_done;
+    return softmax.loss;
+  }
+
+  // `done`: share of the whole run, 0 … 1.
+  double LearningRate(double done) const {
+    const double warmup =
+        std::min(1.0, (progress_.steps_done + 1.0) / std::max<int64_t>(1, options_.warmup_steps));
+    const double cosine = 0.05 + 0.95 * 0.5 * (1 + std::cos(M_PI * done));
+    return options_.learning_rate * warmup * cosine;
+  }
+
+  absl::Status Diverged(int64_t epoch, int64_t step, int64_t steps, double lr, double loss) const {
+    return absl::AbortedError(absl::StrFormat(
+        "training diverged: the loss is %g at step %d of %d of epoch %d, learning rate %.3g; lower "
+        "--lr (it is %g) or --clip-norm, or raise --batch-size%s",
+        loss, step + 1, steps, epoch + 1, lr, options_.learning_rate,
+        progress_.epochs_done > 0 && !options_.checkpoint.empty()
+            ? absl::StrCat("; the state after epoch ", progress_.epochs_done, " is in ",
+                           options_.checkpoint)
+            : ""));
+  }
+
+  const Dataset& data_;
+  const ModelConfig& config_;
+  const TrainOptions& options_;
+  const TrainHooks& hooks_;
+  const std::map<std::string, std::string> identity_;
+  std::mt19937_64 rng_;
+  StreamingModel model_;
+  torch::optim::Adam optimizer_;
+  TrainProgress progress_;
+  double epoch_seconds_ = 0;
+};
+
+}  // namespace
+
+absl::Status TrainOptions::Validate() const {
+  std::vector<std::string> faults;
+  const auto require = [&](bool fine, const std::string& fault) {
+    if (!fine) faults.push_back(fault);
+  };
+  require(epochs >= 1, absl::StrCat("epochs is ", epochs, "; expected at least 1"));
+  require(patience >= 1, absl::StrCat("patience is ", patience, "; expected at least 1"));
+  require(learning_rate > 0 && std::isfinite(learning_rate),
+          absl::StrCat("learning rate is ", learning_rate, "; expected a positive number"));
+  require(warmup_steps >= 0,
+          absl::StrCat("warm-up steps is ", warmup_steps, "; expected 0 or more"));
+  require(clip_norm > 0, absl::StrCat("clip norm is ", clip_norm, "; expected a positive number"));
+  require(batch_events >= 1, absl::StrCat("batch size is ", batch_events, "; expected at least 1"));
+  require(max_length >= 1, absl::StrCat("maximal length is ", max_length, "; expected at least 1"));
+  require(softmax_block_floats >= 1, "softmax block is empty; expected at least 1 float");
+  require(!resume || !checkpoint.empty(), "resume needs a checkpoint");
+  if (faults.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("training: ", absl::StrJoin(faults, "; ")));
+}
+
+absl::StatusOr<TrainResult> Train(const Dataset& data, const ModelConfig& config,
+                                  const TrainOptions& options, const TrainHooks& hooks) {
+  if (auto checked = options.Validate(); !checked.ok()) return checked;
+  if (auto checked = config.Validate(); !checked.ok()) return checked;
+  if (config.variant != Variant::kStreaming) {
+    return absl::InvalidArgumentError("training: only the streaming variant can be trained");
+  }
+  if (config.n_items != static_cast<int64_t>(data.items.size())) {
+    return absl::InvalidArgumentError(absl::StrCat("training: n_items is ", config.n_items,
+                                                   " and the data has ", data.items.size()));
+  }
+  const bool trainable = std::any_of(data.users.begin(), data.users.end(),
+                                     [](const UserHistory& h) { return h.train_size() >= 2; });
+  if (!trainable) {
+    return absl::InvalidArgumentError(
+        "training: no user has two training events (the last two events of each are held out)");
+  }
+  try {
+    const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    const int threads = options.threads > 0 ? options.threads : cores;
+    torch::set_num_threads(threads);
+    if (openblas_set_num_threads != nullptr) openblas_set_num_threads(threads);
+    return Trainer(data, config, options, hooks).Run();
+  } catch (const c10::Error& error) {
+    return absl::InternalError(absl::StrCat("training: ", error.what_without_backtrace()));
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(
+        "training: out of memory; lower --batch-size or the dimensions");
+  } catch (const std::exception& error) {
+    return absl::InternalError(absl::StrCat("training: ", error.what()));
+  }
+}
+
+}  // namespace tim4rec

@@ -1,0 +1,91 @@
+// Trains the streaming model: every position of every sequence at once, softmax over the whole
+// catalogue, the best epoch by validation kept.
+#ifndef TIM4REC_MODEL_TRAINING_TRAINER_H_
+#define TIM4REC_MODEL_TRAINING_TRAINER_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "model/config/config.h"
+#include "model/evaluation/metrics.h"
+#include "model/training/dataset.h"
+
+namespace tim4rec {
+
+struct TrainOptions {
+  int64_t epochs = 20;          // at most
+  int64_t patience = 5;         // epochs without a better validation NDCG@10 before it stops
+  double learning_rate = 2e-3;  // highest; rises over the warm-up, then falls along a cosine to 5 %
+  int64_t warmup_steps = 50;
+  double clip_norm = 1;         // gradients with a larger Euclidean norm are scaled down to it
+  int64_t batch_events = 2048;  // events of a step, padding included
+  int64_t max_length = 200;     // longer histories are cut into windows of this many events
+  uint64_t seed = 1;
+  // Of torch; 0: one per core. The operations of small models are too short to share: more than 1
+  // pays from a hidden size of about 128 on, on otherwise idle cores.
+  int threads = 1;
+  int64_t softmax_block_floats = 1 << 22;  // scores alive at a time: 16 MiB
+
+  // Written after each epoch, and read by `resume`. Empty: no checkpoint.
+  std::string checkpoint;
+  // Go on from the checkpoint as if the run had not been interrupted.
+  bool resume = false;
+
+  // INVALID_ARGUMENT listing every fault at once.
+  absl::Status Validate() const;
+};
+
+struct StepReport {
+  int64_t epoch = 0, epochs = 0;  // epoch from 1
+  int64_t step = 0, steps = 0;    // of this epoch, from 1
+  double loss = 0;                // mean of this epoch so far
+  double events_per_second = 0;   // of this epoch so far
+  double seconds_left = 0;        // to the end of the last epoch, if it does not stop early
+};
+
+struct EpochReport {
+  int64_t epoch = 0, epochs = 0;
+  double loss = 0;
+  RankingMetrics valid;
+  int64_t best_epoch = 0;
+  double events_per_second = 0;
+  double seconds_left = 0;
+};
+
+// Tensors by name: shape and row-major data, as in PackageContents.
+using TrainedTensors = std::map<std::string, std::pair<std::vector<int64_t>, std::vector<float>>>;
+
+struct TrainHooks {
+  // Validation accuracy of the model with these tensors, computed as it will be served. Required.
+  std::function<absl::StatusOr<RankingMetrics>(const TrainedTensors&)> validate;
+  std::function<void(const StepReport&)> step;    // may be empty
+  std::function<void(const EpochReport&)> epoch;  // may be empty
+};
+
+struct TrainResult {
+  TrainedTensors tensors;  // of the best epoch
+  RankingMetrics valid;    // of the best epoch
+  int64_t best_epoch = 0;
+  int64_t epochs_run = 0;  // the resumed ones included
+  double loss = 0;         // of the last epoch
+};
+
+// `config` has n_items and time filled in. The same data, config, options and seed on the same
+// machine give the same bits, whether resumed or not.
+//
+// INVALID_ARGUMENT: options, config, or a checkpoint of another data set or configuration.
+// NOT_FOUND: nothing to resume. ABORTED: the loss is not finite; says at which step and learning
+// rate. The status of `validate` or of writing the checkpoint, as it is. A run that fails or is
+// killed leaves the checkpoint of its last whole epoch.
+absl::StatusOr<TrainResult> Train(const Dataset& data, const ModelConfig& config,
+                                  const TrainOptions& options, const TrainHooks& hooks);
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_MODEL_TRAINING_TRAINER_H_

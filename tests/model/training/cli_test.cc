@@ -1,0 +1,206 @@
+// Runs the real program `tim4rec`.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "tests/model/training/synthetic.h"
+#include "tests/model/training/temporary.h"
+
+namespace tim4rec {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+struct Outcome {
+  int code;
+  std::string out;
+  std::string err;
+};
+
+class CommandLine : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    directory_ = new TemporaryDirectory;
+    data_ = directory_->Write("data.inter", SyntheticInteractions(40, 20, 15, 3));
+    model_ = directory_->path("model");
+    const Outcome trained = Run("train " + data_ + " --out " + model_ + Small() + " --epochs 3");
+    ASSERT_EQ(trained.code, 0) << trained.err;
+    training_ = trained.err;
+  }
+  static void TearDownTestSuite() { delete directory_; }
+
+  static std::string Small() {
+    return " --hidden-size 16 --head-dim 8 --d-state 8 --batch-size 128 --lr 0.01"
+           " --warmup-steps 5";
+  }
+  static Outcome Run(const std::string& arguments) {
+    const std::string out = directory_->path("out"), err = directory_->path("err");
+    const std::string command = std::string(TIM4REC_BINARY_DIR "/bin/tim4rec ") + arguments + " >" +
+                                out + " 2>" + err + " </dev/null";
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, directory_->Read("out"),
+            directory_->Read("err")};
+  }
+  static std::vector<std::vector<std::string>> Rows(const std::string& text) {
+    std::vector<std::vector<std::string>> rows;
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+      std::istringstream fields(line);
+      rows.emplace_back();
+      for (std::string field; std::getline(fields, field, '\t');) rows.back().push_back(field);
+    }
+    return rows;
+  }
+
+  static inline TemporaryDirectory* directory_;
+  static inline std::string data_, model_, training_;
+};
+
+TEST_F(CommandLine, TrainReportsAndWritesAPackage) {
+  EXPECT_THAT(training_, HasSubstr("600 interactions of 40 users with 20 items, timestamps in "
+                                   "seconds"));
+  EXPECT_THAT(training_, HasSubstr("epoch  3/3  loss "));
+  EXPECT_THAT(training_, HasSubstr("test   NDCG@10 "));
+  EXPECT_THAT(training_, Not(HasSubstr("\r")));
+  const auto metrics = nlohmann::json::parse(directory_->Read("model/metrics.json"));
+  EXPECT_EQ(metrics["data"]["name"], "data.inter");
+  EXPECT_EQ(metrics["data"]["min_count"], 5);
+  EXPECT_EQ(metrics["training"]["seed"], 1);
+  EXPECT_GT(metrics["test"]["NDCG@10"], 0.2);
+}
+
+TEST_F(CommandLine, EvaluateAgreesWithTrainAndItsDump) {
+  const std::string dump = directory_->path("top.tsv");
+  const Outcome outcome =
+      Run("evaluate --model " + model_ + " " + data_ + " --json --dump-topk " + dump);
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const auto json = nlohmann::json::parse(outcome.out);
+  const auto metrics = nlohmann::json::parse(directory_->Read("model/metrics.json"));
+  EXPECT_EQ(json["NDCG@10"], metrics["test"]["NDCG@10"]);
+  EXPECT_EQ(json["users"], 40);
+
+  std::map<std::string, std::string> last;  // the file is in time order
+  const auto rows = Rows(directory_->Read("data.inter"));
+  for (size_t i = 1; i < rows.size(); ++i) last[rows[i][0]] = rows[i][1];
+  int hits = 0;
+  const auto top = Rows(directory_->Read("top.tsv"));
+  ASSERT_EQ(top.size(), 40u);
+  for (const auto& row : top) {
+    ASSERT_EQ(row.size(), 21u);
+    hits += std::count(row.begin() + 1, row.begin() + 11, last[row[0]]);
+  }
+  EXPECT_DOUBLE_EQ(json["HR@10"], hits / 40.0);
+
+  const Outcome valid =
+      Run("evaluate --model " + model_ + " " + data_ + " --split valid --no-query-time");
+  ASSERT_EQ(valid.code, 0) << valid.err;
+  EXPECT_THAT(valid.out, HasSubstr("valid  NDCG@10 "));
+  EXPECT_THAT(valid.out, HasSubstr("(asked at the last event's time)"));
+}
+
+TEST_F(CommandLine, RecommendsForEveryUserInOrder) {
+  const std::string history = directory_->Write(
+      "history.csv",
+      "userId,movieId,timestamp\nz,item3,1600000000\na,item5,1600000100\nz,item4,1600000005\n"
+      "new,unheard,1600000000\n");
+  const std::string base = "recommend --model " + model_ + " --history " + history;
+  const std::string queries = directory_->path("queries.tsv");
+  const Outcome outcome = Run(base + " --k 7 --dump-queries " + queries);
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr("left out 1 interactions with items that the model does not"));
+  EXPECT_THAT(outcome.err, HasSubstr("1 users have no known interaction"));
+  const auto rows = Rows(outcome.out);
+  ASSERT_EQ(rows.size(), 21u);
+  for (int i = 0; i < 21; ++i) {
+    EXPECT_EQ(rows[i][0], i < 7 ? "z" : (i < 14 ? "a" : "new"));
+    if (i % 7 != 0) {
+      EXPECT_GE(std::stod(rows[i - 1][2]), std::stod(rows[i][2]));
+    }
+    if (i < 7) {
+      EXPECT_TRUE(rows[i][1] != "item3" && rows[i][1] != "item4");
+    }
+  }
+  const auto vectors = Rows(directory_->Read("queries.tsv"));
+  ASSERT_EQ(vectors.size(), 2u);
+  EXPECT_EQ(vectors[0].size(), 17u);
+
+  const Outcome all = Run(base + " --k 1000 --include-seen");
+  EXPECT_EQ(Rows(all.out).size(), 60u);
+  // At 1600000000000 only the first event of z has happened.
+  const Outcome past = Run(base + " --k 20 --as-of-ms 1600000000000");
+  ASSERT_EQ(past.code, 0) << past.err;
+  std::set<std::string> of_z;
+  for (const auto& row : Rows(past.out)) {
+    if (row[0] == "z") of_z.insert(row[1]);
+  }
+  EXPECT_EQ(of_z.size(), 19u);
+  EXPECT_TRUE(of_z.contains("item4"));
+}
+
+TEST_F(CommandLine, ResumeGoesOn) {
+  const std::string out = directory_->path("resumed");
+  ASSERT_EQ(Run("train " + data_ + " --out " + out + Small() + " --epochs 3").code, 0);
+  const Outcome resumed =
+      Run("train " + data_ + " --out " + out + "/" + Small() + " --epochs 4 --resume");
+  ASSERT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_THAT(resumed.err, Not(HasSubstr("epoch  3/4")));
+  EXPECT_THAT(resumed.err, HasSubstr("epoch  4/4"));
+  EXPECT_TRUE(std::filesystem::exists(out + "/config.json"));
+  const Outcome absent =
+      Run("train " + data_ + " --out " + directory_->path("none") + Small() + " --resume");
+  EXPECT_EQ(absent.code, 1);
+  EXPECT_THAT(absent.err, HasSubstr("nothing to resume"));
+}
+
+TEST_F(CommandLine, FailuresExitWithOneAndSayWhy) {
+  const auto fails = [&](const std::string& arguments, const std::string& why) {
+    const Outcome outcome = Run(arguments);
+    EXPECT_EQ(outcome.code, 1) << arguments;
+    EXPECT_THAT(outcome.err, HasSubstr(why)) << arguments;
+  };
+  fails("train /absent.inter --out " + directory_->path("x"), "/absent.inter: no such file");
+  fails("evaluate --model /absent " + data_, "/absent");
+  fails("recommend --model " + directory_->path(".") + " --history " + data_, "config.json");
+  fails("train " + data_ + " --out " + data_, "is a file; expected a directory");
+  fails("train " + data_ + " --out " + directory_->path("."), "holds other files");
+  fails("train " + data_ + " --out /proc/model", "/proc/model.checkpoint.partial: ");
+  fails("train " + data_ + " --out " + directory_->path("x") + " --head-dim 48", "head_dim");
+  fails("train " + data_ + " --out " + directory_->path("x") + " --min-count 1000",
+        "none of the 600 interactions is left");
+  fails("evaluate --model " + model_ + " " + data_ + " --dump-topk /proc/top",
+        "cannot write --dump-topk /proc/top");
+  const std::string bad = directory_->Write("bad.inter", "user\titem\ttime\nu\ti\tnever\n");
+  fails("train " + bad + " --out " + directory_->path("x"),
+        "bad.inter:2: time is 'never'; expected seconds");
+}
+
+TEST_F(CommandLine, UsageErrorsExitWithTwo) {
+  for (const std::string arguments :
+       {"", "fly", "train", "train x --out y --epochs 0", "train x --out y --wings",
+        "recommend --model m --history h --k 0", "recommend --model m --history h --k 1001",
+        "evaluate --model m d --split all", "train x --out y --variant published"}) {
+    EXPECT_EQ(Run(arguments).code, 2) << arguments;
+  }
+}
+
+TEST_F(CommandLine, HelpNamesOptionsWithDefaults) {
+  const Outcome help = Run("train --help");
+  EXPECT_EQ(help.code, 0);
+  for (const char* part : {"--epochs INT=20", "--no-time-query", "--resume", "--seed"}) {
+    EXPECT_THAT(help.out, HasSubstr(part));
+  }
+  EXPECT_EQ(Run("--help").code, 0);
+}
+
+}  // namespace
+}  // namespace tim4rec

@@ -1,0 +1,102 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "model/backends/builtin.h"
+#include "model/evaluation/evaluator.h"
+#include "model/evaluation/metrics.h"
+#include "tests/model/tiny_model.h"
+
+namespace tim4rec {
+namespace {
+
+std::unique_ptr<Engine> TinyEngine() {
+  auto package = ModelPackage::FromContents(MakeTinyModel(1));
+  EXPECT_TRUE(package.ok()) << package.status();
+  auto engine = Engine::Create(*package, BuiltinBackends(), "cpu");
+  EXPECT_TRUE(engine.ok()) << engine.status();
+  return *std::move(engine);
+}
+
+std::vector<RankingCase> RandomCases(const ModelConfig& config, int count) {
+  std::vector<RankingCase> cases;
+  for (int i = 0; i < count; ++i) {
+    const History history = RandomHistory(config, 1 + i % 9, i + 1);
+    RankingCase ranking;
+    for (size_t j = 0; j < history.items.size(); ++j) {
+      ranking.history.push_back({history.items[j], history.timestamps_ms[j]});
+    }
+    ranking.target = 1 + i % static_cast<int>(config.n_items - 1);
+    ranking.as_of_ms = history.timestamps_ms.back() + i * 1000;
+    cases.push_back(ranking);
+  }
+  return cases;
+}
+
+TEST(RankingMeter, AveragesOverUsers) {
+  RankingMeter meter;
+  for (const int rank : {1, 3, 10, 11, 20, 21, 0, 500}) meter.Add(rank);
+  const RankingMetrics mean = meter.Mean();
+  EXPECT_EQ(mean.users, 8);
+  EXPECT_DOUBLE_EQ(mean.hr10, 3 / 8.0);
+  EXPECT_DOUBLE_EQ(mean.hr20, 5 / 8.0);
+  EXPECT_DOUBLE_EQ(mean.ndcg10, (1 + 0.5 + 1 / std::log2(11)) / 8);
+  EXPECT_DOUBLE_EQ(mean.ndcg20,
+                   (1 + 0.5 + 1 / std::log2(11) + 1 / std::log2(12) + 1 / std::log2(21)) / 8);
+  EXPECT_DOUBLE_EQ(mean.mrr10, (1 + 1 / 3.0 + 0.1) / 8);
+  EXPECT_DOUBLE_EQ(mean.mrr20, (1 + 1 / 3.0 + 0.1 + 1 / 11.0 + 0.05) / 8);
+}
+
+TEST(RankingMeter, IsZeroWithoutUsers) { EXPECT_EQ(RankingMeter().Mean().ndcg10, 0); }
+
+TEST(Evaluator, DoesNotDependOnThreads) {
+  const auto engine = TinyEngine();
+  const auto cases = RandomCases(engine->config(), 150);
+  RankingOptions one, three;
+  one.threads = 1;
+  three.threads = 3;
+  size_t last = 0;
+  three.progress = [&](size_t done) {
+    EXPECT_GT(done, last);
+    last = done;
+  };
+  const auto a = EvaluateRanking(*engine, cases, one);
+  const auto b = EvaluateRanking(*engine, cases, three);
+  ASSERT_TRUE(a.ok() && b.ok()) << a.status() << b.status();
+  EXPECT_EQ(last, cases.size());
+  EXPECT_EQ(a->metrics.ndcg20, b->metrics.ndcg20);
+  EXPECT_GT(a->metrics.hr20, 0);
+  for (size_t i = 0; i < cases.size(); ++i) {
+    ASSERT_EQ(a->top[i].size(), 20u);
+    for (int j = 0; j < 20; ++j) EXPECT_EQ(a->top[i][j].item, b->top[i][j].item);
+  }
+}
+
+TEST(Evaluator, RanksByPopularityWithoutHistoryAndMissesUnknownTargets) {
+  const auto engine = TinyEngine();
+  const int32_t popular = engine->catalog().by_popularity()[0];
+  std::vector<RankingCase> cases(2);
+  cases[0].target = popular;
+  cases[1].target = 0;
+  const auto result = EvaluateRanking(*engine, cases, {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->top[0][0].item, popular);
+  EXPECT_DOUBLE_EQ(result->metrics.hr10, 0.5);
+  EXPECT_DOUBLE_EQ(result->metrics.ndcg10, 0.5);
+}
+
+TEST(Evaluator, GivesSlotsBackOnFailure) {
+  const auto engine = TinyEngine();
+  std::vector<RankingCase> cases = RandomCases(engine->config(), 3);
+  cases[1].history[0].item = 1'000'000;
+  EXPECT_FALSE(EvaluateRanking(*engine, cases, {}).ok());
+  const auto slot = engine->backend().Allocate();
+  ASSERT_TRUE(slot.ok());
+  EXPECT_LT(*slot, 3);
+}
+
+}  // namespace
+}  // namespace tim4rec
