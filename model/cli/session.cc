@@ -7,8 +7,11 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "model/backends/builtin.h"
 
 namespace tim4rec {
@@ -16,6 +19,12 @@ namespace {
 
 constexpr int kBarWidth = 24;
 bool progress_line_shown = false;
+
+// Whether a message begins with "PATH:LINE:", as those about rows do.
+bool NamesLine(absl::string_view message, const std::string& path) {
+  return absl::ConsumePrefix(&message, path) && absl::ConsumePrefix(&message, ":") &&
+         !message.empty() && absl::ascii_isdigit(message[0]);
+}
 
 }  // namespace
 
@@ -75,9 +84,10 @@ absl::StatusOr<InteractionTable> ReadAndDescribe(const std::string& path, bool s
   options.skip_bad_rows = skip_bad_rows;
   auto table = ReadInteractions(path, options);
   if (!table.ok()) {
-    if (!absl::IsInvalidArgument(table.status()) || skip_bad_rows) return table.status();
+    const absl::string_view fault = table.status().message();
+    if (skip_bad_rows || !NamesLine(fault, path)) return table.status();
     return absl::InvalidArgumentError(
-        absl::StrCat(table.status().message(), " (--skip-bad-rows leaves malformed rows out)"));
+        absl::StrCat(fault, " (--skip-bad-rows leaves malformed rows out)"));
   }
   Say(absl::StrCat(path, ": ", table->rows.size(), " interactions of ", table->user_ids.size(),
                    " users with ", table->item_ids.size(), " items, timestamps in ",

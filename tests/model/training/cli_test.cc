@@ -182,6 +182,7 @@ TEST_F(CommandLine, FailuresExitWithOneAndSayWhy) {
   const std::string bad = directory_->Write("bad.inter", "user\titem\ttime\nu\ti\tnever\n");
   fails("train " + bad + " --out " + directory_->path("x"),
         "bad.inter:2: time is 'never'; expected seconds");
+  fails("train " + bad + " --out " + directory_->path("x"), "(--skip-bad-rows leaves malformed");
 }
 
 TEST_F(CommandLine, UsageErrorsExitWithTwo) {
