@@ -7,7 +7,8 @@ namespace tim4rec {
 namespace {
 
 kernels::Dims DimsOf(const ModelConfig& c) {
-  const StateLayout layout = StateLayout::Of(c);
+  const StateLayout layout = StateLayout::Recurrent(c);
+  const bool streaming = c.variant == Variant::kStreaming;
   kernels::Dims dims = {};
   dims.d = static_cast<int32_t>(c.hidden_size);
   dims.e = static_cast<int32_t>(c.inner_size());
@@ -20,10 +21,12 @@ kernels::Dims DimsOf(const ModelConfig& c) {
   dims.layers = static_cast<int32_t>(c.num_layers);
   dims.items = static_cast<int32_t>(c.n_items);
   dims.ffn = c.is_ffn;
-  dims.time_write = c.time_write;
-  dims.time_decay = c.time_decay;
-  dims.time_query = c.time_query;
+  dims.time_write = streaming && c.time_write;
+  dims.time_decay = streaming && c.time_decay;
+  dims.time_query = streaming && c.time_query;
   dims.conv_silu = c.conv_activation == Activation::kSilu;
+  dims.window = c.has_window() ? static_cast<int32_t>(c.max_item_list_length) : 0;
+  dims.window_gate_per_event = c.p2p_residual;
   dims.norm_eps = static_cast<float>(c.norm_eps);
   dims.max_gap_ms = c.time.max_gap_ms;
   dims.inv_tau0 = static_cast<float>(1.0 / c.time.tau0_ms);
@@ -40,13 +43,9 @@ kernels::Dims DimsOf(const ModelConfig& c) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<const PackedModel>> PackedModel::Create(
+std::unique_ptr<const PackedModel> PackedModel::Create(
     std::shared_ptr<const ModelPackage> package) {
   const ModelConfig& config = package->config();
-  if (config.variant != Variant::kStreaming) {
-    return absl::UnimplementedError(
-        "variant is published: this version serves streaming models only");
-  }
   std::unique_ptr<PackedModel> model(new PackedModel);
   model->package_ = std::move(package);
   model->dims_ = DimsOf(config);
@@ -58,7 +57,11 @@ absl::StatusOr<std::unique_ptr<const PackedModel>> PackedModel::Create(
   w.embedding = model->Tensor("item_embedding.weight").data();
   w.in_norm = model->Tensor("in_layer_norm.weight").data();
   w.in_norm_bias = model->Tensor("in_layer_norm.bias").data();
-  if (config.time_query) {
+  if (model->dims_.window > 0) {
+    w.window_norm = model->Tensor("layer_norm_time.weight").data();
+    w.window_norm_bias = model->Tensor("layer_norm_time.bias").data();
+  }
+  if (model->dims_.time_query) {
     w.query_hidden = model->Tensor("query_gate.1.weight").data();
     w.query_hidden_bias = model->Tensor("query_gate.1.bias").data();
     w.query_gate = model->Transposed("query_gate.3.weight");
@@ -79,15 +82,27 @@ kernels::LayerWeights PackedModel::PackLayer(const std::string& prefix) {
   w.in_proj_bias = Tensor(ssd + ".in_proj.bias").data();
   w.conv = Transposed(ssd + ".conv1d.weight");
   w.conv_bias = Tensor(ssd + ".conv1d.bias").data();
-  if (dims_.time_write) {
+  if (dims_.time_write || dims_.window > 0) {
     w.time_conv1 = Transposed(ssd + ".conv1d4time_1.weight");
     w.time_conv1_bias = Tensor(ssd + ".conv1d4time_1.bias").data();
     w.time_conv2 = Transposed(ssd + ".conv1d4time_2.weight");
     w.time_conv2_bias = Tensor(ssd + ".conv1d4time_2.bias").data();
+  }
+  if (dims_.time_write) {
     w.time_hidden = Tensor(ssd + ".mlp4time_scale.1.weight").data();
     w.time_hidden_bias = Tensor(ssd + ".mlp4time_scale.1.bias").data();
     w.time_scale = Transposed(ssd + ".mlp4time_scale.3.weight");
     w.time_scale_bias = Tensor(ssd + ".mlp4time_scale.3.bias").data();
+  }
+  if (dims_.window > 0) {
+    w.window_scale1 = Transposed(ssd + ".mlp4time_scale.1.weight");
+    w.window_scale1_bias = Tensor(ssd + ".mlp4time_scale.1.bias").data();
+    w.window_scale2 = Transposed(ssd + ".mlp4time_scale.3.weight");
+    w.window_scale2_bias = Tensor(ssd + ".mlp4time_scale.3.bias").data();
+    w.window_gate = Transposed(ssd + ".time_gate_residual.1.weight");
+    w.window_gate_bias = Tensor(ssd + ".time_gate_residual.1.bias").data();
+    w.window_norm = Tensor(ssd + ".time_layer_norm.weight").data();
+    w.window_norm_bias = Tensor(ssd + ".time_layer_norm.bias").data();
   }
   std::vector<float> a;
   for (const float log : Tensor(ssd + ".A_log")) a.push_back(-kernels::Exp(log));

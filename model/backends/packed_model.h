@@ -7,8 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "model/kernels/kernels.h"
 #include "model/weights/package.h"
 
@@ -17,9 +15,7 @@ namespace tim4rec {
 // Immutable, thread-safe. Keeps the package: item embeddings are read where it holds them.
 class PackedModel {
  public:
-  // UNIMPLEMENTED for the published variant.
-  static absl::StatusOr<std::unique_ptr<const PackedModel>> Create(
-      std::shared_ptr<const ModelPackage> package);
+  static std::unique_ptr<const PackedModel> Create(std::shared_ptr<const ModelPackage> package);
 
   const kernels::Dims& dims() const { return dims_; }
   const kernels::Weights& weights() const { return weights_; }

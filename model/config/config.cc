@@ -257,6 +257,15 @@ absl::StatusOr<ModelConfig> ModelConfig::FromJson(const std::string& text) {
 }
 
 StateLayout StateLayout::Of(const ModelConfig& config) {
+  if (!config.has_window()) return Recurrent(config);
+  StateLayout layout;
+  layout.window_items_offset = 2 * config.max_item_list_length;
+  layout.floats = RoundUp(3 * config.max_item_list_length, 4);
+  layout.bytes = kHeaderBytes + 4 * layout.floats;
+  return layout;
+}
+
+StateLayout StateLayout::Recurrent(const ModelConfig& config) {
   const int64_t tail = config.d_conv - 1;
   const bool time_tails = config.variant == Variant::kStreaming && config.time_write;
   StateLayout layout;

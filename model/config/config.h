@@ -57,6 +57,8 @@ struct ModelConfig {
   bool p2p_residual = false;
   int64_t max_item_list_length = 50;  // L, the window
 
+  // Whether a user's state is a window of events instead of a recurrent one.
+  bool has_window() const { return variant == Variant::kPublished && is_time; }
   int64_t inner_size() const { return expand * hidden_size; }
   int64_t num_heads() const { return inner_size() / head_dim; }
   int64_t conv_size() const { return inner_size() + 2 * d_state; }
@@ -86,16 +88,23 @@ struct ModelConfig {
 //              tails [K-1, H]; zero padding of each layer to 16 bytes; after the layers the last
 //              output [D]; zero padding to 16 bytes.
 //
+// A published model with is_time cannot update a state: its record holds the window of the last L =
+// max_item_list_length events instead, and folded_events counts all that were ever folded:
+//
+//   offset 16  int64 timestamps in ms [L], then int32 items [L], oldest first, the places of events
+//              that are not there yet zero; zero padding to 16 bytes
+//
 // The empty state is all zero bytes. Offsets below are in floats, from byte 16.
 struct StateLayout {
-  int64_t ssm_offset = 0;         // within a layer, S [H,N,P]
-  int64_t conv_offset = 0;        // within a layer, [K-1, E+2N]
-  int64_t time_conv1_offset = 0;  // within a layer, [K-1, H]; only with time_write
-  int64_t time_conv2_offset = 0;  // within a layer, [K-1, H]; only with time_write
-  int64_t layer_floats = 0;       // stride from a layer to the next
-  int64_t output_offset = 0;      // [D]
-  int64_t floats = 0;             // all of it, padding included
-  int64_t bytes = 0;              // 16 + 4 * floats
+  int64_t ssm_offset = 0;           // within a layer, S [H,N,P]
+  int64_t conv_offset = 0;          // within a layer, [K-1, E+2N]
+  int64_t time_conv1_offset = 0;    // within a layer, [K-1, H]; only with time_write
+  int64_t time_conv2_offset = 0;    // within a layer, [K-1, H]; only with time_write
+  int64_t layer_floats = 0;         // stride from a layer to the next
+  int64_t output_offset = 0;        // [D]
+  int64_t window_items_offset = 0;  // only with a window, which has none of those above
+  int64_t floats = 0;               // all of it, padding included
+  int64_t bytes = 0;                // 16 + 4 * floats
 
   static constexpr int64_t kHeaderBytes = 16;
   // Part of every fingerprint; raised whenever the order or meaning of a record's bytes changes, or
@@ -103,6 +112,8 @@ struct StateLayout {
   static constexpr int kVersion = 1;
 
   static StateLayout Of(const ModelConfig& config);
+  // Of the recurrent record into which a window is folded to encode it; else the same.
+  static StateLayout Recurrent(const ModelConfig& config);
 };
 
 }  // namespace tim4rec

@@ -3,7 +3,7 @@
 //
 // Shape legend: D model width, E inner width, H heads, P = E / H head width, N state width,
 // C = E + 2N convolved channels, K convolution width, M hidden width of the time functions,
-// F feed-forward width, V items including index 0 (padding).
+// F feed-forward width, V items including index 0 (padding), L the window of a published model.
 //
 // THE ORDER OF OPERATIONS. All values are float32, rounded to nearest even, denormals kept. fma is
 // one rounding; every other product, sum, division and square root is rounded by itself. The
@@ -42,6 +42,20 @@
 //  time_query: hid as in 8 with the gate's weights; [scale(D) | shift(D)] = product sum over m;
 //  query_d = fma(output_d, 1 + scale_d, shift_d). Else query = output.
 //
+//  A published model with time keeps no recurrent state: its record holds the last L events, and a
+//  query encodes them. Without time it is 6 to 13 with no use of time.
+// 14. sec_i = float(double(ms_i) / 1000.0) for the n events of the window, 0 for the positions
+// after
+//     them; g_0 = 0, g_i = sec_i - sec_{i-1}; tau_h = LayerNorm(g; norm_eps) over L, for every
+//     head.
+// 15. For each layer and head: hid = Silu(scale1(tau)), s = scale2(hid), both Linear over L;
+//     q_i = tau_i * s_i; r1 = act(conv1(q)), r = act(conv2(r1)), by rule 4 along the window.
+// 16. gamma = Sigmoid(gate(tau)), one value or L; next tau_i = gamma_i * tau_i +
+//     (1 - gamma_i) * r_i as t = 1 - gamma_i, t = t * r_i, fma(gamma_i, tau_i, t); then LayerNorm
+//     over L. It is the next layer's tau.
+// 17. The n events are folded into an empty state by 6 to 13, with dt_h = dt_h * r_{h,i} as 8. The
+//     output after the last one is the query.
+//
 //  A score: s = 0; for d = 0, 1, …: s = fma(query_d, embedding[v,d], s). NaN counts as -inf. Ranked
 //  by score descending, equal scores by index ascending.
 #ifndef TIM4REC_MODEL_KERNELS_KERNELS_H_
@@ -51,13 +65,16 @@
 
 namespace tim4rec::kernels {
 
-// Sizes and constants. Offsets are in floats from the end of the record's header.
+// Sizes and constants. Offsets are in floats from the end of the record's header; with a window, of
+// the scratch record into which it is folded.
 struct Dims {
   int32_t d, e, h, p, n, k, m, f;
   int32_t layers;
   int32_t items;  // V
   bool ffn, time_write, time_decay, time_query;
-  bool conv_silu;  // the convolutions' act: Silu, else Hardswish
+  bool conv_silu;              // the convolutions' act: Silu, else Hardswish
+  int32_t window;              // L of a published model with time, else 0
+  bool window_gate_per_event;  // its gate has L values, else one
   float norm_eps;
 
   int64_t max_gap_ms;
@@ -74,21 +91,25 @@ struct Dims {
 // transposed, [inputs][outputs]; a convolution [channels, 1, K] as [K][channels]. Pointers of
 // parts that the model lacks are null.
 struct LayerWeights {
-  const float *in_proj, *in_proj_bias;          // [D][2E+2N+H]
-  const float *conv, *conv_bias;                // [K][C]
-  const float *time_conv1, *time_conv1_bias;    // [K][H]
-  const float *time_conv2, *time_conv2_bias;    // [K][H]
-  const float *time_hidden, *time_hidden_bias;  // [M]
-  const float *time_scale, *time_scale_bias;    // [M][H]
-  const float* a;                               // [H], -Exp(A_log)
-  const float* rate;                            // [H], Exp(-log_memory_ms)
-  const float *dt_bias, *skip;                  // [H]; skip is D_h
-  const float* norm;                            // [E]
-  const float *out_proj, *out_proj_bias;        // [E][D]
-  const float *layer_norm, *layer_norm_bias;    // [D]
-  const float *fc1, *fc1_bias;                  // [D][F]
-  const float *fc2, *fc2_bias;                  // [F][D]
-  const float *ffn_norm, *ffn_norm_bias;        // [D]
+  const float *in_proj, *in_proj_bias;              // [D][2E+2N+H]
+  const float *conv, *conv_bias;                    // [K][C]
+  const float *time_conv1, *time_conv1_bias;        // [K][H]
+  const float *time_conv2, *time_conv2_bias;        // [K][H]
+  const float *time_hidden, *time_hidden_bias;      // [M]
+  const float *time_scale, *time_scale_bias;        // [M][H]
+  const float* a;                                   // [H], -Exp(A_log)
+  const float* rate;                                // [H], Exp(-log_memory_ms)
+  const float *dt_bias, *skip;                      // [H]; skip is D_h
+  const float* norm;                                // [E]
+  const float *out_proj, *out_proj_bias;            // [E][D]
+  const float *layer_norm, *layer_norm_bias;        // [D]
+  const float *fc1, *fc1_bias;                      // [D][F]
+  const float *fc2, *fc2_bias;                      // [F][D]
+  const float *ffn_norm, *ffn_norm_bias;            // [D]
+  const float *window_scale1, *window_scale1_bias;  // [L][L]
+  const float *window_scale2, *window_scale2_bias;  // [L][L]
+  const float *window_gate, *window_gate_bias;      // [L][L] or [L][1]
+  const float *window_norm, *window_norm_bias;      // [L]
 };
 
 struct Weights {
@@ -96,6 +117,7 @@ struct Weights {
   const float *in_norm, *in_norm_bias;            // [D]
   const float *query_hidden, *query_hidden_bias;  // [M]
   const float *query_gate, *query_gate_bias;      // [M][2D]
+  const float *window_norm, *window_norm_bias;    // [L]
   const LayerWeights* layers;
 };
 
@@ -121,6 +143,17 @@ void Scan(const Dims& dims, const Weights& weights, const Event* events, int64_t
 // Writes the query vector [D] at `as_of_ms`.
 void Query(const Dims& dims, const Weights& weights, const StateHeader* state, int64_t as_of_ms,
            float* scratch, float* query);
+
+// For models with a window (Dims::window > 0) instead of Scan and Query.
+//
+// Appends events to the record's window: int64 timestamps in ms [L], then int32 items [L], oldest
+// first; the first min(folded_events, L) are events, the rest zero.
+void PushWindow(const Dims& dims, const Event* events, int64_t count, StateHeader* state);
+// float32 values that EncodeWindow needs as scratch, which is 16-byte aligned.
+int64_t WindowScratchFloats(const Dims& dims);
+// Writes the query vector [D] of a window of at least one event. Changes no state.
+void EncodeWindow(const Dims& dims, const Weights& weights, const StateHeader* state,
+                  float* scratch, float* query);
 
 // [rows][columns] to [columns][rows].
 void PackTransposed(const float* matrix, int64_t rows, int64_t columns, float* packed);

@@ -221,15 +221,19 @@ int64_t Carve(const Dims& dims, float* base, Scratch* scratch) {
   return used;
 }
 
-// Rules 7 to 10: updates the layer's state and leaves the SSD's output in scratch.y.
-void MixSequence(const Dims& dims, const LayerWeights& w, const Gap& gap, float* state,
-                 const Scratch& scratch) {
+// Rules 7 to 10: updates the layer's state and leaves the SSD's output in scratch.y. `write` [H],
+// if given, is the window's r.
+void MixSequence(const Dims& dims, const LayerWeights& w, const Gap& gap, const float* write,
+                 float* state, const Scratch& scratch) {
   Linear(w.in_proj, w.in_proj_bias, scratch.x, dims.d, dims.projections(), scratch.projected);
   float* xbc = scratch.projected + dims.e;
   float* dt = xbc + dims.conv_channels();
   ConvolveAndActivate(w.conv, w.conv_bias, dims.conv_silu, dims.k, dims.conv_channels(),
                       state + dims.conv_offset, xbc, scratch.raw);
   if (dims.time_write) ModulateWrite(dims, w, gap, state, scratch.time, dt);
+  if (write != nullptr) {
+    for (int32_t h = 0; h < dims.h; ++h) dt[h] = dt[h] * write[h];
+  }
   const float* b = xbc + dims.e;
   const float* c = b + dims.n;
   for (int32_t h = 0; h < dims.h; ++h) {
@@ -261,9 +265,10 @@ void FinishLayer(const Dims& dims, const LayerWeights& w, const Scratch& scratch
 }
 
 // Only the output after a run's last event is ever read: without `want_output` what leads from the
-// last layer's state to it is left out.
+// last layer's state to it is left out. `write`, if given, holds the window's r for this event at
+// [layer][0][h], L rows to a layer.
 void Step(const Dims& dims, const Weights& weights, const Event& event, bool want_output,
-          StateHeader* state, const Scratch& scratch) {
+          const float* write, StateHeader* state, const Scratch& scratch) {
   float* tensors = reinterpret_cast<float*>(state + 1);
   const Gap gap = GapBetween(dims, *state, event.timestamp_ms);
   std::memcpy(scratch.u, weights.embedding + static_cast<int64_t>(event.item) * dims.d,
@@ -271,7 +276,9 @@ void Step(const Dims& dims, const Weights& weights, const Event& event, bool wan
   LayerNorm(scratch.u, dims.d, weights.in_norm, weights.in_norm_bias, dims.norm_eps, scratch.x);
   for (int32_t layer = 0; layer < dims.layers; ++layer) {
     const LayerWeights& w = weights.layers[layer];
-    MixSequence(dims, w, gap, tensors + layer * dims.layer_floats, scratch);
+    const float* layer_write =
+        write == nullptr ? nullptr : write + static_cast<int64_t>(layer) * dims.window * dims.h;
+    MixSequence(dims, w, gap, layer_write, tensors + layer * dims.layer_floats, scratch);
     if (layer + 1 < dims.layers || want_output) FinishLayer(dims, w, scratch);
   }
   if (want_output) {
@@ -280,6 +287,110 @@ void Step(const Dims& dims, const Weights& weights, const Event& event, bool wan
   }
   state->last_timestamp_ms = event.timestamp_ms;
   state->folded_events += 1;
+}
+
+// ---- windows: rules 14 to 16
+
+int64_t WindowLength(const Dims& dims, const StateHeader* state) {
+  return state->folded_events < dims.window ? state->folded_events : dims.window;
+}
+
+const int64_t* WindowTimestamps(const StateHeader* state) {
+  return reinterpret_cast<const int64_t*>(state + 1);
+}
+
+const int32_t* WindowItems(const Dims& dims, const StateHeader* state) {
+  return reinterpret_cast<const int32_t*>(WindowTimestamps(state) + dims.window);
+}
+
+struct WindowScratch {
+  float* record;  // a recurrent state, its header included
+  float* write;   // [layers][L][H]
+  float* tau;     // [H][L]
+  float* raw;     // [K - 1 + L]: what a convolution reads, zeros before the first event
+  float* row;     // [L]
+  float* hidden;  // [L]
+  float* step;
+};
+
+int64_t RecordFloats(const Dims& dims) {
+  return static_cast<int64_t>(sizeof(StateHeader) / sizeof(float)) + dims.output_offset + dims.d;
+}
+
+int64_t CarveWindow(const Dims& dims, float* base, WindowScratch* scratch) {
+  int64_t used = 0;
+  const auto take = [&](int64_t floats) {
+    float* at = base == nullptr ? nullptr : base + used;
+    used += (floats + 15) / 16 * 16;
+    return at;
+  };
+  const int64_t window = dims.window;
+  scratch->record = take(RecordFloats(dims));
+  scratch->write = take(dims.layers * window * dims.h);
+  scratch->tau = take(dims.h * window);
+  scratch->raw = take(dims.k - 1 + window);
+  scratch->row = take(window);
+  scratch->hidden = take(window);
+  scratch->step = take(ScratchFloats(dims));
+  return used;
+}
+
+// Rule 14, into tau of every head.
+void InitialTime(const Dims& dims, const Weights& weights, const StateHeader* state,
+                 const WindowScratch& scratch) {
+  const int64_t length = WindowLength(dims, state);
+  float before = 0.0f;
+  for (int64_t i = 0; i < dims.window; ++i) {
+    const float seconds =
+        i < length ? static_cast<float>(static_cast<double>(WindowTimestamps(state)[i]) / 1000.0)
+                   : 0.0f;
+    scratch.row[i] = i == 0 ? 0.0f : seconds - before;
+    before = seconds;
+  }
+  LayerNorm(scratch.row, dims.window, weights.window_norm, weights.window_norm_bias, dims.norm_eps,
+            scratch.tau);
+  for (int32_t h = 1; h < dims.h; ++h) {
+    std::memcpy(scratch.tau + static_cast<int64_t>(h) * dims.window, scratch.tau,
+                sizeof(float) * static_cast<size_t>(dims.window));
+  }
+}
+
+// Rule 4 along the window for one head; raw [K-1+L] holds the input, `w` is [K][H] at the head.
+void ConvolveWindow(const Dims& dims, const float* w, float bias, const float* __restrict raw,
+                    float* __restrict v) {
+  for (int64_t i = 0; i < dims.window; ++i) v[i] = bias;
+  for (int32_t k = 0; k < dims.k; ++k) {
+    const float tap = w[static_cast<int64_t>(k) * dims.h];
+    for (int64_t i = 0; i < dims.window; ++i) v[i] = FusedMultiplyAdd(tap, raw[i + k], v[i]);
+  }
+  Activate(dims.conv_silu, v, dims.window);
+}
+
+// Rules 15 and 16 for one head of one layer: r into write [L][H], the next tau in place.
+void ModulateWindow(const Dims& dims, const LayerWeights& w, int32_t head, bool want_next,
+                    const WindowScratch& scratch, float* write) {
+  const int64_t window = dims.window;
+  float* tau = scratch.tau + head * window;
+  float* events = scratch.raw + dims.k - 1;
+  Linear(w.window_scale1, w.window_scale1_bias, tau, window, window, scratch.hidden);
+  Activate(/*silu=*/true, scratch.hidden, window);
+  Linear(w.window_scale2, w.window_scale2_bias, scratch.hidden, window, window, scratch.row);
+  for (int64_t i = 0; i < window; ++i) events[i] = tau[i] * scratch.row[i];
+  ConvolveWindow(dims, w.time_conv1 + head, w.time_conv1_bias[head], scratch.raw, scratch.row);
+  std::memcpy(events, scratch.row, sizeof(float) * static_cast<size_t>(window));
+  ConvolveWindow(dims, w.time_conv2 + head, w.time_conv2_bias[head], scratch.raw, scratch.row);
+  for (int64_t i = 0; i < window; ++i) write[i * dims.h + head] = scratch.row[i];
+  if (!want_next) return;
+
+  const int64_t gates = dims.window_gate_per_event ? window : 1;
+  Linear(w.window_gate, w.window_gate_bias, tau, window, gates, scratch.hidden);
+  for (int64_t i = 0; i < gates; ++i) scratch.hidden[i] = Sigmoid(scratch.hidden[i]);
+  for (int64_t i = 0; i < window; ++i) {
+    const float gamma = scratch.hidden[gates == 1 ? 0 : i];
+    const float rest = (1.0f - gamma) * scratch.row[i];
+    scratch.row[i] = FusedMultiplyAdd(gamma, tau[i], rest);
+  }
+  LayerNorm(scratch.row, window, w.window_norm, w.window_norm_bias, dims.norm_eps, tau);
 }
 
 // ---- ranking
@@ -414,7 +525,7 @@ void Scan(const Dims& dims, const Weights& weights, const Event* events, int64_t
   Scratch parts;
   Carve(dims, scratch, &parts);
   for (int64_t i = 0; i < count; ++i) {
-    Step(dims, weights, events[i], /*want_output=*/i + 1 == count, state, parts);
+    Step(dims, weights, events[i], /*want_output=*/i + 1 == count, /*write=*/nullptr, state, parts);
   }
 }
 
@@ -434,6 +545,55 @@ void Query(const Dims& dims, const Weights& weights, const StateHeader* state, i
   for (int32_t i = 0; i < dims.d; ++i) {
     query[i] = FusedMultiplyAdd(output[i], 1.0f + parts.gate[i], parts.gate[dims.d + i]);
   }
+}
+
+void PushWindow(const Dims& dims, const Event* events, int64_t count, StateHeader* state) {
+  int64_t* timestamps = const_cast<int64_t*>(WindowTimestamps(state));
+  int32_t* items = const_cast<int32_t*>(WindowItems(dims, state));
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t at = WindowLength(dims, state);
+    if (at == dims.window) {
+      at = dims.window - 1;
+      std::memmove(timestamps, timestamps + 1, sizeof(int64_t) * static_cast<size_t>(at));
+      std::memmove(items, items + 1, sizeof(int32_t) * static_cast<size_t>(at));
+    }
+    timestamps[at] = events[i].timestamp_ms;
+    items[at] = events[i].item;
+    state->last_timestamp_ms = events[i].timestamp_ms;
+    state->folded_events += 1;
+  }
+}
+
+int64_t WindowScratchFloats(const Dims& dims) {
+  WindowScratch scratch;
+  return CarveWindow(dims, nullptr, &scratch);
+}
+
+void EncodeWindow(const Dims& dims, const Weights& weights, const StateHeader* state,
+                  float* scratch, float* query) {
+  WindowScratch parts;
+  CarveWindow(dims, scratch, &parts);
+  std::memset(parts.raw, 0, sizeof(float) * static_cast<size_t>(dims.k - 1));
+  InitialTime(dims, weights, state, parts);
+  const int64_t layer_values = static_cast<int64_t>(dims.window) * dims.h;
+  for (int32_t layer = 0; layer < dims.layers; ++layer) {
+    for (int32_t h = 0; h < dims.h; ++h) {
+      ModulateWindow(dims, weights.layers[layer], h, /*want_next=*/layer + 1 < dims.layers, parts,
+                     parts.write + layer * layer_values);
+    }
+  }
+  Scratch step;
+  Carve(dims, parts.step, &step);
+  std::memset(parts.record, 0, sizeof(float) * static_cast<size_t>(RecordFloats(dims)));
+  auto* folded = reinterpret_cast<StateHeader*>(parts.record);
+  const int64_t length = WindowLength(dims, state);
+  for (int64_t i = 0; i < length; ++i) {
+    const Event event = {WindowItems(dims, state)[i], WindowTimestamps(state)[i]};
+    Step(dims, weights, event, /*want_output=*/i + 1 == length, parts.write + i * dims.h, folded,
+         step);
+  }
+  std::memcpy(query, reinterpret_cast<const float*>(folded + 1) + dims.output_offset,
+              sizeof(float) * static_cast<size_t>(dims.d));
 }
 
 void PackTransposed(const float* matrix, int64_t rows, int64_t columns, float* packed) {

@@ -1,5 +1,6 @@
 #include "model/backends/cpu/cpu_backend.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <utility>
@@ -57,8 +58,9 @@ class CpuBackend : public Backend {
       : model_(std::move(model)),
         dims_(model_->dims()),
         state_bytes_(state_bytes),
-        scratch_floats_(kernels::ScratchFloats(dims_)),
-        slab_(state_bytes) {}
+        scratch_floats_(dims_.window > 0 ? kernels::WindowScratchFloats(dims_)
+                                         : kernels::ScratchFloats(dims_)),
+        slab_(SlotBytes(dims_, state_bytes)) {}
 
   std::string_view name() const override { return "cpu"; }
   bool exact() const override { return true; }
@@ -76,8 +78,13 @@ class CpuBackend : public Backend {
     for (const Run& run : runs) {
       events.clear();
       for (const FoldEvent& event : run.events) events.push_back({event.item, event.timestamp_ms});
-      kernels::Scan(dims_, model_->weights(), events.data(), static_cast<int64_t>(events.size()),
-                    State(run.slot), scratch);
+      const auto count = static_cast<int64_t>(events.size());
+      if (dims_.window > 0) {
+        kernels::PushWindow(dims_, events.data(), count, State(run.slot));
+        Encoding(run.slot)->valid = false;
+      } else {
+        kernels::Scan(dims_, model_->weights(), events.data(), count, State(run.slot), scratch);
+      }
     }
     return absl::OkStatus();
   }
@@ -99,6 +106,11 @@ class CpuBackend : public Backend {
     }
     float* scratch = ThreadScratch(scratch_floats_);
     for (size_t i = 0; i < requests.size(); ++i) {
+      if (dims_.window > 0) {
+        std::memcpy(queries.data() + i * d, EncodedQuery(requests[i].slot, scratch),
+                    d * sizeof(float));
+        continue;
+      }
       kernels::Query(dims_, model_->weights(), State(requests[i].slot), requests[i].as_of_ms,
                      scratch, queries.data() + i * d);
     }
@@ -145,11 +157,62 @@ class CpuBackend : public Backend {
       return absl::InvalidArgumentError(
           absl::StrCat("the record's folded_events is ", header.folded_events));
     }
+    if (absl::Status status = CheckWindowItems(header.folded_events, record); !status.ok()) {
+      return status;
+    }
     std::memcpy(slab_.record(slot), record.data(), record.size());
+    if (dims_.window > 0) Encoding(slot)->valid = false;
     return absl::OkStatus();
   }
 
  private:
+  // Follows a window's record in its slot: the query vector [D] that the window encodes to, which
+  // is not part of the exported state. Made when a query needs it, once per change. Zero: not made.
+  struct WindowEncoding {
+    int64_t valid;
+    int64_t unused;
+
+    float* query() { return reinterpret_cast<float*>(this + 1); }
+  };
+
+  static int64_t SlotBytes(const kernels::Dims& dims, int64_t state_bytes) {
+    if (dims.window == 0) return state_bytes;
+    const int64_t query_bytes = 4 * static_cast<int64_t>(dims.d);
+    return state_bytes + static_cast<int64_t>(sizeof(WindowEncoding)) +
+           (query_bytes + 15) / 16 * 16;
+  }
+
+  WindowEncoding* Encoding(Slot slot) const {
+    return reinterpret_cast<WindowEncoding*>(slab_.record(slot) + state_bytes_);
+  }
+
+  // The items of a window are read as indices: a record with others is refused.
+  absl::Status CheckWindowItems(int64_t folded_events, std::span<const std::byte> record) const {
+    const int64_t events = std::min<int64_t>(folded_events, dims_.window);
+    for (int64_t i = 0; i < events; ++i) {
+      int32_t item;
+      std::memcpy(&item,
+                  record.data() + sizeof(kernels::StateHeader) +
+                      static_cast<size_t>(dims_.window) * sizeof(int64_t) +
+                      static_cast<size_t>(i) * sizeof(item),
+                  sizeof(item));
+      if (item < 1 || item >= dims_.items) {
+        return absl::InvalidArgumentError(absl::StrCat("the record's item ", i, " is ", item,
+                                                       ", allowed 1 to ", dims_.items - 1));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  const float* EncodedQuery(Slot slot, float* scratch) const {
+    WindowEncoding* encoding = Encoding(slot);
+    if (!encoding->valid) {
+      kernels::EncodeWindow(dims_, model_->weights(), State(slot), scratch, encoding->query());
+      encoding->valid = true;
+    }
+    return encoding->query();
+  }
+
   kernels::StateHeader* State(Slot slot) const {
     return reinterpret_cast<kernels::StateHeader*>(slab_.record(slot));
   }
@@ -217,9 +280,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(
     std::shared_ptr<const ModelPackage> package) {
   if (absl::Status status = CheckCpu(); !status.ok()) return status;
   const int64_t state_bytes = StateLayout::Of(package->config()).bytes;
-  auto model = PackedModel::Create(std::move(package));
-  if (!model.ok()) return model.status();
-  return std::make_unique<CpuBackend>(*std::move(model), state_bytes);
+  return std::make_unique<CpuBackend>(PackedModel::Create(std::move(package)), state_bytes);
 }
 
 }  // namespace tim4rec
