@@ -41,7 +41,7 @@ class DelimitedReader {
   absl::Status Malformed(const std::string& what) const;
 
  private:
-  DelimitedReader(const std::string& path) : path_(path) {}
+  explicit DelimitedReader(const std::string& path) : path_(path) {}
   bool ReadLine(std::string* line);
   absl::Status ReadRecord(std::string line);
   absl::Status ReadQuoted(std::string* line, size_t* at, std::string* field);

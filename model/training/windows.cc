@@ -115,6 +115,7 @@ std::vector<double> PositiveGapQuantiles(const Dataset& data,
   }
   std::sort(positive.begin(), positive.end());
   std::vector<double> quantiles;
+  quantiles.reserve(probabilities.size());
   for (const double probability : probabilities) {
     quantiles.push_back(positive.empty() ? kDayMs : Quantile(positive, probability));
   }
