@@ -60,8 +60,10 @@ class Backend {
   virtual ~Backend() = default;
 
   virtual std::string_view name() const = 0;  // "cpu", "cuda", "torch"
-  virtual bool exact() const = 0;             // follows the canonical operation order
-  virtual int64_t state_bytes() const = 0;    // StateLayout::bytes
+  // The instruction set that computes, where there is a choice: "scalar", "avx2", "avx512".
+  virtual std::string_view isa() const { return {}; }
+  virtual bool exact() const = 0;           // follows the canonical operation order
+  virtual int64_t state_bytes() const = 0;  // StateLayout::bytes
 
   // A slot with the empty state (no events). RESOURCE_EXHAUSTED when no memory is left.
   virtual absl::StatusOr<Slot> Allocate() = 0;

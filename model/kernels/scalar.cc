@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "model/kernels/gap.h"
 #include "model/kernels/kernels.h"
 #include "model/kernels/math.h"
 
@@ -125,15 +126,8 @@ struct Gap {
 };
 
 Gap GapBetween(const Dims& dims, const StateHeader& state, int64_t timestamp_ms) {
-  int64_t gap = 0;
-  if (state.folded_events > 0 && timestamp_ms > state.last_timestamp_ms) {
-    const uint64_t difference =
-        static_cast<uint64_t>(timestamp_ms) - static_cast<uint64_t>(state.last_timestamp_ms);
-    const uint64_t limit = static_cast<uint64_t>(dims.max_gap_ms);
-    gap = static_cast<int64_t>(difference < limit ? difference : limit);
-  }
   Gap result;
-  result.ms = static_cast<float>(gap);
+  result.ms = GapMs(dims, state, timestamp_ms);
   result.feature = (Log1p(result.ms * dims.inv_tau0) - dims.gap_mean) * dims.inv_gap_stddev;
   return result;
 }

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "model/backends/cpu/blocked_model.h"
+#include "model/backends/cpu/isa.h"
 #include "model/backends/cpu/state_slab.h"
 #include "model/backends/packed_model.h"
 #include "model/kernels/kernels.h"
@@ -29,16 +31,25 @@ absl::Status CheckCpu() {
   return absl::OkStatus();
 }
 
-// Each thread keeps what its largest call needed.
+// Each thread keeps what its largest call needed. 64-byte aligned.
 float* ThreadScratch(int64_t floats) {
-  static thread_local std::vector<float> scratch;
-  if (scratch.size() < static_cast<size_t>(floats)) scratch.resize(static_cast<size_t>(floats));
-  return scratch.data();
+  struct alignas(64) Line {
+    float floats[16];
+  };
+  static thread_local std::vector<Line> scratch;
+  const size_t lines = (static_cast<size_t>(floats) + 15) / 16;
+  if (scratch.size() < lines) scratch.resize(lines);
+  return scratch.data()->floats;
 }
 
 std::vector<kernels::Event>& ThreadEvents() {
   static thread_local std::vector<kernels::Event> events;
   return events;
+}
+
+std::vector<kernels::FoldRun>& ThreadFoldRuns() {
+  static thread_local std::vector<kernels::FoldRun> runs;
+  return runs;
 }
 
 absl::Status CheckAscending(std::span<const int32_t> items, const std::string& field) {
@@ -54,15 +65,25 @@ absl::Status CheckAscending(std::span<const int32_t> items, const std::string& f
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend(std::unique_ptr<const PackedModel> model, int64_t state_bytes)
+  // Without `kernel_set`, scalar code computes.
+  CpuBackend(std::unique_ptr<const PackedModel> model, const kernels::KernelSet* kernel_set,
+             int64_t state_bytes)
       : model_(std::move(model)),
         dims_(model_->dims()),
+        kernel_set_(kernel_set),
         state_bytes_(state_bytes),
         scratch_floats_(dims_.window > 0 ? kernels::WindowScratchFloats(dims_)
                                          : kernels::ScratchFloats(dims_)),
-        slab_(SlotBytes(dims_, state_bytes)) {}
+        slab_(SlotBytes(dims_, state_bytes)) {
+    if (kernel_set_ == nullptr) return;
+    blocked_ = std::make_unique<BlockedModel>(dims_, model_->weights());
+    fold_scratch_floats_ = kernel_set_->fold_scratch_floats(dims_);
+  }
 
   std::string_view name() const override { return "cpu"; }
+  std::string_view isa() const override {
+    return kernel_set_ == nullptr ? "scalar" : kernel_set_->isa;
+  }
   bool exact() const override { return true; }
   int64_t state_bytes() const override { return state_bytes_; }
 
@@ -72,6 +93,10 @@ class CpuBackend : public Backend {
   absl::Status Advance(std::span<const Run> runs) override {
     for (size_t r = 0; r < runs.size(); ++r) {
       if (absl::Status status = CheckRun(runs[r], r); !status.ok()) return status;
+    }
+    if (kernel_set_ != nullptr && dims_.window == 0) {
+      Fold(runs);
+      return absl::OkStatus();
     }
     float* scratch = ThreadScratch(scratch_floats_);
     std::vector<kernels::Event>& events = ThreadEvents();
@@ -166,6 +191,24 @@ class CpuBackend : public Backend {
   }
 
  private:
+  void Fold(std::span<const Run> runs) {
+    std::vector<kernels::Event>& events = ThreadEvents();
+    std::vector<kernels::FoldRun>& fold_runs = ThreadFoldRuns();
+    events.clear();
+    fold_runs.clear();
+    for (const Run& run : runs) {
+      for (const FoldEvent& event : run.events) events.push_back({event.item, event.timestamp_ms});
+    }
+    const kernels::Event* next = events.data();
+    for (const Run& run : runs) {
+      const auto count = static_cast<int64_t>(run.events.size());
+      fold_runs.push_back({State(run.slot), next, count});
+      next += count;
+    }
+    kernel_set_->fold(dims_, model_->weights(), blocked_->layers(), fold_runs.data(),
+                      static_cast<int64_t>(fold_runs.size()), ThreadScratch(fold_scratch_floats_));
+  }
+
   // Follows a window's record in its slot: the query vector [D] that the window encodes to, which
   // is not part of the exported state. Made when a query needs it, once per change. Zero: not made.
   struct WindowEncoding {
@@ -269,8 +312,11 @@ class CpuBackend : public Backend {
 
   const std::unique_ptr<const PackedModel> model_;
   const kernels::Dims dims_;
+  const kernels::KernelSet* const kernel_set_;  // null: scalar
   const int64_t state_bytes_;
   const int64_t scratch_floats_;
+  std::unique_ptr<const BlockedModel> blocked_;  // null: scalar
+  int64_t fold_scratch_floats_ = 0;
   StateSlab slab_;
 };
 
@@ -279,8 +325,11 @@ class CpuBackend : public Backend {
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(
     std::shared_ptr<const ModelPackage> package) {
   if (absl::Status status = CheckCpu(); !status.ok()) return status;
+  const absl::StatusOr<const kernels::KernelSet*> kernel_set = ChooseKernelSet();
+  if (!kernel_set.ok()) return kernel_set.status();
   const int64_t state_bytes = StateLayout::Of(package->config()).bytes;
-  return std::make_unique<CpuBackend>(PackedModel::Create(std::move(package)), state_bytes);
+  return std::make_unique<CpuBackend>(PackedModel::Create(std::move(package)), *kernel_set,
+                                      state_bytes);
 }
 
 }  // namespace tim4rec

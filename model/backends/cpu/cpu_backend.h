@@ -9,9 +9,10 @@
 
 namespace tim4rec {
 
-// FAILED_PRECONDITION on a CPU without the instructions that the kernels need. A call computes on
-// the caller's thread; scratch memory is per thread. Of a published model with time, whose states
-// are windows of events, Advance only appends; the first Query after a change encodes the window.
+// The instruction set is chosen here, see isa.h, whose errors it returns. FAILED_PRECONDITION on a
+// CPU without the instructions that the kernels need. A call computes on the caller's thread;
+// scratch memory is per thread. Of a published model with time, whose states are windows of events,
+// Advance only appends; the first Query after a change encodes the window.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(
     std::shared_ptr<const ModelPackage> package);
 

@@ -1,0 +1,38 @@
+// A model's weights as kernels::KernelSet reads them.
+#ifndef TIM4REC_MODEL_BACKENDS_CPU_BLOCKED_MODEL_H_
+#define TIM4REC_MODEL_BACKENDS_CPU_BLOCKED_MODEL_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "model/kernels/kernel_set.h"
+
+namespace tim4rec {
+
+// Immutable, thread-safe. Copies what it needs of `weights`: about the size of the model without
+// its item table.
+class BlockedModel {
+ public:
+  BlockedModel(const kernels::Dims& dims, const kernels::Weights& weights);
+
+  const kernels::BlockedLayer* layers() const { return layers_.data(); }
+
+ private:
+  struct AlignedDelete {
+    void operator()(float* floats) const;
+  };
+  using Storage = std::unique_ptr<float, AlignedDelete>;
+
+  float* Store(int64_t floats);
+  kernels::BlockedLinear Block(const float* weights, const float* bias, int64_t inputs,
+                               int64_t outputs);
+  const float* Repeat(const float* per_head, const kernels::Dims& dims);
+
+  std::vector<kernels::BlockedLayer> layers_;
+  std::vector<Storage> storage_;
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_MODEL_BACKENDS_CPU_BLOCKED_MODEL_H_
