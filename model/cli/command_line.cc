@@ -20,6 +20,7 @@ int RunCommandLine(int argc, char** argv) {
   AddTrainCommand(&app, &status);
   AddEvaluateCommand(&app, &status);
   AddRecommendCommand(&app, &status);
+  AddImportCommand(&app, &status);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -15,6 +15,7 @@ namespace tim4rec {
 void AddTrainCommand(CLI::App* app, absl::Status* status);
 void AddEvaluateCommand(CLI::App* app, absl::Status* status);
 void AddRecommendCommand(CLI::App* app, absl::Status* status);
+void AddImportCommand(CLI::App* app, absl::Status* status);
 
 }  // namespace tim4rec
 

@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,7 +14,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "model/cli/commands.h"
@@ -21,6 +21,7 @@
 #include "model/cli/session.h"
 #include "model/engine/engine.h"
 #include "model/training/dataset.h"
+#include "model/weights/safetensors.h"
 
 namespace tim4rec {
 namespace {
@@ -33,6 +34,37 @@ struct RecommendArguments {
   std::optional<int64_t> as_of_ms;
   int k = 10;
   bool include_seen = false, skip_bad_rows = false;
+};
+
+// Query vectors of users in the order in which their rows are printed; zeros for a user without
+// known items, whose rows are the popular items.
+class QueryDump {
+ public:
+  explicit QueryDump(int64_t hidden_size) : hidden_size_(hidden_size) {}
+
+  void Add(const std::vector<float>& query) {
+    values_.insert(values_.end(), query.begin(), query.end());
+    values_.resize(static_cast<size_t>(++users_ * hidden_size_), 0.0f);
+  }
+
+  absl::Status Write(const std::string& path) const {
+    SafetensorsWriter writer;
+    writer.Add("query", {users_, hidden_size_}, std::span<const float>(values_));
+    std::ofstream file(path, std::ios::binary);
+    file << writer.Header();
+    for (const std::span<const std::byte> piece : writer.pieces()) {
+      file.write(reinterpret_cast<const char*>(piece.data()),
+                 static_cast<std::streamsize>(piece.size()));
+    }
+    file.close();
+    if (file) return absl::OkStatus();
+    return absl::UnavailableError(absl::StrCat("cannot write --dump-queries ", path));
+  }
+
+ private:
+  const int64_t hidden_size_;
+  int64_t users_ = 0;
+  std::vector<float> values_;
 };
 
 struct Recommendation {
@@ -92,8 +124,7 @@ absl::Status RunRecommend(const RecommendArguments& arguments) {
     Say(absl::StrCat("left out ", known.unknown_events,
                      " interactions with items that the model does not know"));
   }
-  std::ofstream queries;
-  if (!arguments.dump_queries.empty()) queries.open(arguments.dump_queries, std::ios::binary);
+  QueryDump queries((*engine)->config().hidden_size);
   const int64_t as_of_ms = arguments.as_of_ms.value_or(absl::ToUnixMillis(absl::Now()));
   int64_t cold = 0;
   for (const UserHistory& history : known.users) {
@@ -105,21 +136,15 @@ absl::Status RunRecommend(const RecommendArguments& arguments) {
       std::printf("%s\t%s\t%.9g\n", history.user.c_str(), catalog.item(scored.item).id.c_str(),
                   scored.score);
     }
-    if (queries.is_open() && !recommendation->query.empty()) {
-      queries << history.user;
-      for (const float value : recommendation->query) queries << absl::StrFormat("\t%.9g", value);
-      queries << '\n';
-    }
+    if (!recommendation->items.empty()) queries.Add(recommendation->query);
   }
   if (cold > 0) {
     Say(absl::StrCat(cold,
                      " users have no known interaction by then and get the most popular "
                      "items, with the number of their training events as the score"));
   }
-  queries.close();
-  if (!arguments.dump_queries.empty() && !queries) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot write --dump-queries ", arguments.dump_queries));
+  if (!arguments.dump_queries.empty()) {
+    if (auto status = queries.Write(arguments.dump_queries); !status.ok()) return status;
   }
   if (std::fflush(stdout) != 0) return absl::UnavailableError("cannot write to standard output");
   return absl::OkStatus();
@@ -146,7 +171,8 @@ void AddRecommendCommand(CLI::App* app, absl::Status* status) {
                    "are left out; default: now")
       ->check(Between<int64_t>(0, std::numeric_limits<int64_t>::max()));
   command->add_option("--dump-queries", arguments->dump_queries,
-                      "Write rows of user and query vector, tab-separated, to this file");
+                      "Write the query vectors to this safetensors file: query [users, width], in "
+                      "the order of the rows; zeros for users without a known item");
   command->add_flag("--skip-bad-rows", arguments->skip_bad_rows,
                     "Leave malformed rows out instead of failing on the first");
   command->add_option("--backend", arguments->backend, "What computes: auto, cpu, ...");

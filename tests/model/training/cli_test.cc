@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "model/weights/safetensors.h"
 #include "tests/model/training/synthetic.h"
 #include "tests/model/training/temporary.h"
 
@@ -114,7 +115,7 @@ TEST_F(CommandLine, RecommendsForEveryUserInOrder) {
       "userId,movieId,timestamp\nz,item3,1600000000\na,item5,1600000100\nz,item4,1600000005\n"
       "new,unheard,1600000000\n");
   const std::string base = "recommend --model " + model_ + " --history " + history;
-  const std::string queries = directory_->path("queries.tsv");
+  const std::string queries = directory_->path("queries.safetensors");
   const Outcome outcome = Run(base + " --k 7 --dump-queries " + queries);
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_THAT(outcome.err, HasSubstr("left out 1 interactions with items that the model does not"));
@@ -130,9 +131,14 @@ TEST_F(CommandLine, RecommendsForEveryUserInOrder) {
       EXPECT_TRUE(rows[i][1] != "item3" && rows[i][1] != "item4");
     }
   }
-  const auto vectors = Rows(directory_->Read("queries.tsv"));
-  ASSERT_EQ(vectors.size(), 2u);
-  EXPECT_EQ(vectors[0].size(), 17u);
+  const auto file = MappedFile::Open(queries);
+  ASSERT_TRUE(file.ok()) << file.status();
+  const auto vectors = ParseSafetensors((*file)->bytes());
+  ASSERT_TRUE(vectors.ok()) << vectors.status();
+  const SafeTensor& query = vectors->at("query");
+  EXPECT_EQ(query.shape, (std::vector<int64_t>{3, 16}));
+  EXPECT_NE(query.f32()[0], 0);
+  EXPECT_EQ(query.f32()[2 * 16], 0) << "of a user without known items";
 
   const Outcome all = Run(base + " --k 1000 --include-seen");
   EXPECT_EQ(Rows(all.out).size(), 60u);
