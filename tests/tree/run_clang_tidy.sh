@@ -2,7 +2,8 @@
 # Runs clang-tidy with .clang-tidy over our C++ sources; a warning is an error.
 # Usage: tests/tree/run_clang_tidy.sh [FILE ...]     (default: every .cc that the preset compiles)
 # Needs a configured and built preset (TIM4REC_PRESET, default release) for compile_commands.json and the
-# generated headers. Takes about a quarter of an hour on 2 cores, so it is not part of the tests.
+# generated headers. Takes about a quarter of an hour on 2 cores, so it is not part of the tests. Files that
+# include libtorch are left out and named: clang 14 cannot parse libtorch 1.13's headers as C++20.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 preset="${TIM4REC_PRESET:-release}"
@@ -16,9 +17,16 @@ fi
 stripped=$(mktemp -d)
 trap 'rm -rf "$stripped"' EXIT
 sed -E 's/-Winvalid-pch//g; s/-include [^ ]*cmake_pch[^ ]*//g' "$database" >"$stripped/compile_commands.json"
+with_torch=$(ninja -C "build/$preset" -t deps |
+  awk '/^[^ ].*: #deps/ { object = $1 } /\/torch\// { print object }' | sort -u)
 checked=()
 for file in "${files[@]}"; do
-  grep -q "/$file\"" "$database" && checked+=("$file")
+  grep -q "/$file\"" "$database" || continue
+  if grep -q "/$(basename "$file").o:" <<<"$with_torch"; then
+    echo "run_clang_tidy: left out, includes libtorch: $file"
+  else
+    checked+=("$file")
+  fi
 done
 echo "run_clang_tidy: ${#checked[@]} files"
 printf '%s\0' "${checked[@]}" |
