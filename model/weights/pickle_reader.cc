@@ -310,7 +310,7 @@ class PickleParser {
   }
 
   bool Remember(uint64_t key) {
-    PickleIndex top;
+    PickleIndex top = 0;
     if (!Top(&top)) return false;
     if (memo_.size() >= kMaxMemo) return Fail("more remembered values than are allowed");
     memo_[key] = top;

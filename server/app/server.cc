@@ -172,7 +172,7 @@ absl::Status Server::Drain() {
   rep.ready = false;
   rep.metrics.ready->Set(0);
   if (rep.grpc != nullptr) rep.grpc->GetHealthCheckService()->SetServingStatus(false);
-  const absl::Status drained = rep.pipeline == nullptr ? absl::OkStatus() : rep.pipeline->Drain();
+  absl::Status drained = rep.pipeline == nullptr ? absl::OkStatus() : rep.pipeline->Drain();
   if (rep.grpc != nullptr) {
     const absl::Time give_up = absl::Now() + absl::Milliseconds(rep.config.server.drain_timeout_ms);
     while (rep.service->in_flight() > 0 && absl::Now() < give_up) {

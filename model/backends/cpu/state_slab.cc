@@ -34,7 +34,7 @@ StateSlab::~StateSlab() {
 std::atomic<std::byte*>& StateSlab::ChunkEntry(int64_t chunk) const {
   const uint64_t position = uint64_t{static_cast<uint32_t>(chunk)} + 1;
   const int table = std::bit_width(position) - 1;
-  return tables_[table].load(std::memory_order_acquire)[position - (uint64_t{1} << table)];
+  return tables_[table].load(std::memory_order_acquire)[position - std::bit_floor(position)];
 }
 
 std::byte* StateSlab::record(int32_t slot) const {
@@ -46,9 +46,10 @@ bool StateSlab::Grow() {
   const int32_t slots = slots_.load();
   const int64_t chunk = slots / records_per_chunk_;
   if (slots > INT32_MAX - records_per_chunk_) return false;
-  const int table = std::bit_width(uint64_t{static_cast<uint32_t>(chunk)} + 1) - 1;
+  const uint64_t position = uint64_t{static_cast<uint32_t>(chunk)} + 1;
+  const int table = std::bit_width(position) - 1;
   if (tables_[table].load() == nullptr) {
-    auto* entries = new (std::nothrow) std::atomic<std::byte*>[uint64_t{1} << table]();
+    auto* entries = new (std::nothrow) std::atomic<std::byte*>[std::bit_floor(position)]();
     if (entries == nullptr) return false;
     tables_[table].store(entries, std::memory_order_release);
   }

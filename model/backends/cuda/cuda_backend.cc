@@ -5,7 +5,8 @@
 
 namespace tim4rec {
 
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(std::shared_ptr<const ModelPackage>) {
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
+    const std::shared_ptr<const ModelPackage>&) {
   if (const cuda::Fault fault = cuda::StartDevice(); fault != nullptr) {
     return absl::UnavailableError(absl::StrCat("no CUDA device can be used: ", fault));
   }

@@ -12,7 +12,7 @@ namespace tim4rec {
 // UNAVAILABLE with the driver's own reason where no device can be used; UNIMPLEMENTED where one
 // can: this version moves states on a device and does not fold events there.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
-    std::shared_ptr<const ModelPackage> package);
+    const std::shared_ptr<const ModelPackage>& package);
 
 }  // namespace tim4rec
 
