@@ -28,13 +28,6 @@ int SupportedKernelSets(const KernelSet* (&sets)[kMaxKernelSets]) {
   return count;
 }
 
-int32_t TileRows(const Dims& dims) {
-  const int64_t layer_floats = static_cast<int64_t>(dims.d) * dims.projections() +
-                               static_cast<int64_t>(dims.e) * dims.d +
-                               2 * static_cast<int64_t>(dims.d) * dims.f;
-  return layer_floats <= 1 << 17 ? 24 : kMaxTileRows;
-}
-
 int64_t BlockedFloats(int64_t inputs, int64_t outputs) {
   return inputs * ((outputs + 15) / 16) * 16;
 }

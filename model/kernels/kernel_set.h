@@ -20,14 +20,13 @@ struct BlockedLinear {
 // What Fold reads of a layer besides its LayerWeights; parts that the model lacks are null.
 struct BlockedLayer {
   BlockedLinear in_proj, out_proj, fc1, fc2, time_scale;
-  // [TileRows][H]: the layer's value of each head, repeated.
+  // [kTileRows][H]: the layer's value of each head, repeated.
   const float *dt_bias, *a, *rate;
 };
 
 // Rows (events) that Fold takes through the model together: enough that the weights, read once per
 // tile, cost little.
-int32_t TileRows(const Dims& dims);
-inline constexpr int32_t kMaxTileRows = 48;
+inline constexpr int32_t kTileRows = 48;
 
 // `packed` is [inputs][outputs] as in LayerWeights; `blocked` has BlockedFloats values.
 int64_t BlockedFloats(int64_t inputs, int64_t outputs);

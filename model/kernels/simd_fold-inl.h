@@ -23,7 +23,7 @@ struct Segment {
 };
 
 struct Tile {
-  Segment segments[kMaxTileRows];
+  Segment segments[kTileRows];
   int64_t count = 0;
   int64_t rows = 0;
 };
@@ -44,7 +44,7 @@ struct FoldScratch {
 
 int64_t CarveFold(const Dims& dims, float* base, FoldScratch* scratch) {
   int64_t used = 0;
-  const int64_t rows = TileRows(dims);
+  const int64_t rows = kTileRows;
   const auto take = [&](int64_t floats) {
     float* at = base == nullptr ? nullptr : base + used;
     used += RoundUp16(floats);
@@ -102,7 +102,22 @@ void NormalizeLayer(float* v, int64_t n, const float* w, const float* bias, floa
 void GateAndNormalize(const float* z, int64_t n, const float* w, float eps, float* y) {
   Partials sum;
   for (int64_t j = 0; j < kParts; ++j) sum.p[j] = hn::Zero(kF);
-  for (int64_t i = 0; i < n; i += 16) {
+  int64_t i = 0;
+  constexpr int kTogether = 4;  // vectors whose chains overlap
+  for (; i + kTogether * kLanes <= n; i += kTogether * kLanes) {
+    V gated[kTogether];
+#pragma GCC unroll 4
+    for (int v = 0; v < kTogether; ++v) {
+      const int64_t at = i + v * kLanes;
+      gated[v] = hn::Mul(hn::LoadU(kF, y + at), VecSilu(hn::LoadU(kF, z + at)));
+      hn::StoreU(gated[v], kF, y + at);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kTogether; ++v) {
+      sum.p[v % kParts] = hn::MulAdd(gated[v], gated[v], sum.p[v % kParts]);
+    }
+  }
+  for (; i < n; i += 16) {
     for (int64_t j = 0; j < kParts; ++j) {
       const int64_t at = i + j * kLanes;
       const V gated = hn::Mul(LoadUpTo(y, at, n), VecSilu(LoadUpTo(z, at, n)));
@@ -112,7 +127,7 @@ void GateAndNormalize(const float* z, int64_t n, const float* w, float eps, floa
   }
   const V mean_square = hn::Div(Constant(FoldPartials(sum)), Constant(static_cast<float>(n)));
   const V r = hn::Div(Constant(1.0f), hn::Sqrt(hn::Add(mean_square, Constant(eps))));
-  for (int64_t i = 0; i < n; i += kLanes) {
+  for (i = 0; i < n; i += kLanes) {
     StoreUpTo(hn::Mul(hn::Mul(LoadUpTo(y, i, n), r), LoadUpTo(w, i, n)), y, i, n);
   }
 }
@@ -124,16 +139,44 @@ struct Convolution {
   int64_t width, channels;
 };
 
-template <bool kSilu>
+// kWidth is 0 where the width is known only at run time.
+template <bool kSilu, int kWidth>
 void ConvolveRow(const Convolution& conv, const float* const* taps, float* result) {
-  for (int64_t c = 0; c < conv.channels; c += kLanes) {
+  constexpr int kTogether = 4;  // vectors whose chains overlap
+  const int64_t width = kWidth > 0 ? kWidth : conv.width;
+  int64_t c = 0;
+  for (; c + kTogether * kLanes <= conv.channels; c += kTogether * kLanes) {
+    V acc[kTogether];
+#pragma GCC unroll 4
+    for (int v = 0; v < kTogether; ++v) acc[v] = hn::LoadU(kF, conv.bias + c + v * kLanes);
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < width; ++k) {
+      const float* w = conv.w + k * conv.channels + c;
+#pragma GCC unroll 4
+      for (int v = 0; v < kTogether; ++v) {
+        acc[v] = hn::MulAdd(hn::LoadU(kF, w + v * kLanes), hn::LoadU(kF, taps[k] + c + v * kLanes),
+                            acc[v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kTogether; ++v) {
+      hn::StoreU(Activated<kSilu>(acc[v]), kF, result + c + v * kLanes);
+    }
+  }
+  for (; c < conv.channels; c += kLanes) {
     V acc = LoadUpTo(conv.bias, c, conv.channels);
-    for (int64_t k = 0; k < conv.width; ++k) {
+    for (int64_t k = 0; k < width; ++k) {
       acc = hn::MulAdd(LoadUpTo(conv.w + k * conv.channels, c, conv.channels),
                        LoadUpTo(taps[k], c, conv.channels), acc);
     }
     StoreUpTo(Activated<kSilu>(acc), result, c, conv.channels);
   }
+}
+
+template <bool kSilu>
+void ConvolveRow(const Convolution& conv, const float* const* taps, float* result) {
+  if (conv.width == 4) return ConvolveRow<kSilu, 4>(conv, taps, result);
+  ConvolveRow<kSilu, 0>(conv, taps, result);
 }
 
 // Convolves a segment's rows of raw values, moves the raw values into the tail [K-1][channels].
@@ -492,18 +535,17 @@ void Fold(const Dims& dims, const Weights& weights, const BlockedLayer* layers, 
           int64_t count, float* scratch) {
   FoldScratch s;
   CarveFold(dims, scratch, &s);
-  const int64_t most = TileRows(dims);
   Tile tile;
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t done = 0; done < runs[i].count;) {
-      const int64_t room = most - tile.rows;
+      const int64_t room = kTileRows - tile.rows;
       const int64_t left = runs[i].count - done;
       const int64_t rows = left < room ? left : room;
       tile.segments[tile.count++] = {runs[i].state, runs[i].events + done, tile.rows, rows,
                                      /*ends=*/rows == left};
       tile.rows += rows;
       done += rows;
-      if (tile.rows < most) continue;
+      if (tile.rows < kTileRows) continue;
       FoldTile(dims, weights, layers, tile, s);
       tile.count = tile.rows = 0;
     }

@@ -1,6 +1,6 @@
 // Ratios of the instruction sets on the fold, alternated in one run:
 //
-//   fold_ratios [HIDDEN_SIZE] [ROUNDS]
+//   fold_ratios [HIDDEN_SIZE] [ROUNDS] [USERS] [ISA]
 //
 // For each number of users (one event each) and one long run: microseconds of thread time per event
 // of each instruction set, median with smallest and largest over the rounds, the ratio to scalar
@@ -60,11 +60,12 @@ double Time(Backend& backend, const std::vector<tim4rec::Run>& runs) {
 }
 
 void Compare(const ModelConfig& config, std::shared_ptr<const ModelPackage> package, int64_t users,
-             int64_t length, int rounds) {
+             int64_t length, int rounds, const char* only = nullptr) {
   const kernels::KernelSet* sets[kernels::kMaxKernelSets];
   const int count = kernels::SupportedKernelSets(sets);
   std::vector<const char*> names = {"scalar"};
   for (int i = 0; i < count; ++i) names.push_back(sets[i]->isa);
+  if (only != nullptr) names = {only};
   std::vector<std::unique_ptr<Backend>> backends;
   std::vector<std::vector<FoldEvent>> events;
   std::vector<tim4rec::Run> runs;
@@ -123,6 +124,10 @@ int Main(int argc, char** argv) {
   PackageContents contents = MakeTinyModel(config, 1);
   auto package = ModelPackage::FromContents(std::move(contents));
   if (!package.ok()) return 1;
+  if (argc > 3) {
+    Compare(config, *package, std::atoll(argv[3]), 1, rounds, argc > 4 ? argv[4] : nullptr);
+    return 0;
+  }
   for (const int64_t users : {1, 4, 24, 256, 4096}) Compare(config, *package, users, 1, rounds);
   Compare(config, *package, 1, 200, rounds);
   Compare(config, *package, 40, 50, rounds);

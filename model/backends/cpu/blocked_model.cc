@@ -50,7 +50,7 @@ kernels::BlockedLinear BlockedModel::Block(const float* weights, const float* bi
 }
 
 const float* BlockedModel::Repeat(const float* per_head, const kernels::Dims& dims) {
-  const int64_t rows = kernels::TileRows(dims);
+  const int64_t rows = kernels::kTileRows;
   float* repeated = Store(rows * dims.h);
   for (int64_t r = 0; r < rows; ++r) std::copy_n(per_head, dims.h, repeated + r * dims.h);
   return repeated;
