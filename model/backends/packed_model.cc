@@ -43,8 +43,8 @@ kernels::Dims DimsOf(const ModelConfig& c) {
 
 }  // namespace
 
-std::unique_ptr<const PackedModel> PackedModel::Create(
-    std::shared_ptr<const ModelPackage> package) {
+std::unique_ptr<const PackedModel> PackedModel::Create(std::shared_ptr<const ModelPackage> package,
+                                                       bool pack_items) {
   const ModelConfig& config = package->config();
   std::unique_ptr<PackedModel> model(new PackedModel);
   model->package_ = std::move(package);
@@ -68,6 +68,7 @@ std::unique_ptr<const PackedModel> PackedModel::Create(
     w.query_gate_bias = model->Tensor("query_gate.3.bias").data();
   }
   const kernels::Dims& dims = model->dims_;
+  if (!pack_items) return model;
   float* items = model->Store(
       std::vector<float>(static_cast<size_t>(kernels::PackedItemFloats(dims.items, dims.d))));
   kernels::PackItems(w.embedding, dims.items, dims.d, items);

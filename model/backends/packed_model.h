@@ -15,11 +15,13 @@ namespace tim4rec {
 // Immutable, thread-safe. Keeps the package: item embeddings are read where it holds them.
 class PackedModel {
  public:
-  static std::unique_ptr<const PackedModel> Create(std::shared_ptr<const ModelPackage> package);
+  // Without `pack_items` there is no table for kernels::TopK.
+  static std::unique_ptr<const PackedModel> Create(std::shared_ptr<const ModelPackage> package,
+                                                   bool pack_items);
 
   const kernels::Dims& dims() const { return dims_; }
   const kernels::Weights& weights() const { return weights_; }
-  // For kernels::TopK.
+  // For kernels::TopK; null if not packed.
   const float* packed_items() const { return packed_items_; }
 
  private:

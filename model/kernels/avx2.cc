@@ -7,6 +7,6 @@
 namespace tim4rec::kernels {
 
 extern const KernelSet kAvx2Kernels;
-const KernelSet kAvx2Kernels = {"avx2", FoldScratchFloats, Fold, Apply};
+const KernelSet kAvx2Kernels = {"avx2", FoldScratchFloats, Fold, RankScratchFloats, Rank, Apply};
 
 }  // namespace tim4rec::kernels

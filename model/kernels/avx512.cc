@@ -7,6 +7,7 @@
 namespace tim4rec::kernels {
 
 extern const KernelSet kAvx512Kernels;
-const KernelSet kAvx512Kernels = {"avx512", FoldScratchFloats, Fold, Apply};
+const KernelSet kAvx512Kernels = {"avx512", FoldScratchFloats, Fold, RankScratchFloats, Rank,
+                                  Apply};
 
 }  // namespace tim4rec::kernels

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "model/kernels/kernels.h"
+#include "model/kernels/rank_table.h"
 
 namespace tim4rec::kernels {
 
@@ -48,6 +49,13 @@ struct KernelSet {
   int64_t (*fold_scratch_floats)(const Dims& dims);
   void (*fold)(const Dims& dims, const Weights& weights, const BlockedLayer* layers,
                const FoldRun* runs, int64_t count, float* scratch);
+
+  // kernels::TopK for several queries in one pass over the table: query i's best, best first, to
+  // best[i] [k]; their number to found[i]. Cost: V D bytes read once, and a few thousand scores per
+  // query.
+  int64_t (*rank_scratch_floats)(int32_t d, int64_t count);
+  void (*rank)(const RankTable& table, const TopKQuery* queries, int64_t count, Scored* const* best,
+               int32_t* found, float* scratch);
 
   // result[i] = function(v[i]), for tests: a result that is not a number has any payload.
   void (*apply)(Function function, const float* v, int64_t n, float* result);

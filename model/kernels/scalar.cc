@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "model/kernels/best_heap-inl.h"
 #include "model/kernels/gap.h"
 #include "model/kernels/kernels.h"
 #include "model/kernels/math.h"
@@ -389,58 +390,6 @@ void ModulateWindow(const Dims& dims, const LayerWeights& w, int32_t head, bool 
 
 // ---- ranking
 
-bool Better(const Scored& a, const Scored& b) {
-  return a.score > b.score || (a.score == b.score && a.item < b.item);
-}
-
-// The best k seen so far as a binary heap, the worst of them at the root.
-struct BestHeap {
-  Scored* entries;
-  int32_t capacity;
-  int32_t size = 0;
-
-  void SiftDown(int32_t at, int32_t end) {
-    const Scored moved = entries[at];
-    for (;;) {
-      int32_t child = 2 * at + 1;
-      if (child >= end) break;
-      if (child + 1 < end && Better(entries[child], entries[child + 1])) ++child;
-      if (!Better(moved, entries[child])) break;
-      entries[at] = entries[child];
-      at = child;
-    }
-    entries[at] = moved;
-  }
-
-  void Offer(const Scored& scored) {
-    if (size == capacity) {
-      if (!Better(scored, entries[0])) return;
-      entries[0] = scored;
-      SiftDown(0, size);
-      return;
-    }
-    int32_t at = size++;
-    for (int32_t parent; at > 0 && Better(entries[parent = (at - 1) / 2], scored); at = parent) {
-      entries[at] = entries[parent];
-    }
-    entries[at] = scored;
-  }
-
-  // Orders the entries best first.
-  void Sort() {
-    for (int32_t end = size - 1; end > 0; --end) {
-      const Scored worst = entries[0];
-      entries[0] = entries[end];
-      entries[end] = worst;
-      SiftDown(0, end);
-    }
-  }
-};
-
-constexpr float kMinusInfinity = -__builtin_inff();
-
-float Ranked(float score) { return score == score ? score : kMinusInfinity; }
-
 // Scores of the blocks first … first + blocks - 1. Eight coordinates per pass over a few blocks:
 // their sums stay in registers meanwhile, and the blocks' chains of fma overlap.
 void ScoreBlocks(const float* packed, int32_t d, const float* query, int64_t first, int64_t blocks,
@@ -466,17 +415,6 @@ float ScoreOne(const float* packed, int32_t d, const float* query, int32_t item)
   for (int32_t i = 0; i < d; ++i) sum = FusedMultiplyAdd(query[i], value[i * kItemBlock], sum);
   return sum;
 }
-
-// Walks an ascending list beside ascending items.
-struct ExcludedWalk {
-  const int32_t* next;
-  const int32_t* end;
-
-  bool Contains(int32_t item) {
-    while (next != end && *next < item) ++next;
-    return next != end && *next == item;
-  }
-};
 
 void OfferCandidates(const float* packed, int32_t d, const TopKQuery& query, ExcludedWalk excluded,
                      BestHeap* heap) {

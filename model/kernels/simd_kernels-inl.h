@@ -3,6 +3,7 @@
 #define TIM4REC_MODEL_KERNELS_SIMD_KERNELS_INL_H_
 
 #include "model/kernels/simd_fold-inl.h"
+#include "model/kernels/simd_rank-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tim4rec::kernels {

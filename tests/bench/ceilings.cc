@@ -76,7 +76,11 @@ int64_t CopyMemory() {
   return 2 * static_cast<int64_t>(kBufferBytes);
 }
 
-int64_t ReadMemory() {
+#if defined(__x86_64__)
+__attribute__((target("avx2")))
+#endif
+int64_t
+ReadMemory() {
   const std::vector<uint64_t>& buffer = Buffer(0);
   uint64_t sums[8] = {};
   for (size_t i = 0; i < buffer.size(); i += 8) {

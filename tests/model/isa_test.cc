@@ -195,7 +195,7 @@ TEST_P(IsaBits, FoldsWriteNothingButTheirRecords) {
   const kernels::KernelSet& set = *GetParam();
   for (uint64_t seed = 501; seed <= 520; ++seed) {
     const ModelConfig config = RandomStreamingConfig(seed);
-    const auto model = PackedModel::Create(Package(config, seed));
+    const auto model = PackedModel::Create(Package(config, seed), /*pack_items=*/false);
     const kernels::Dims& dims = model->dims();
     const BlockedModel blocked(dims, model->weights());
     static constexpr size_t kGuard = 256, kUsers = 3;

@@ -28,6 +28,10 @@ BlockedModel::BlockedModel(const kernels::Dims& dims, const kernels::Weights& we
     if (dims.time_decay) layer.rate = Repeat(w.rate, dims);
     layers_.push_back(layer);
   }
+  const int64_t code_floats = (kernels::RankCodes(dims.items, dims.d) + 3) / 4;
+  auto* codes = reinterpret_cast<uint8_t*>(Store(code_floats));
+  items_ = kernels::QuantizeItems(weights.embedding, dims.items, dims.d, codes,
+                                  Store(kernels::RankScales(dims.items)));
 }
 
 void BlockedModel::AlignedDelete::operator()(float* floats) const {

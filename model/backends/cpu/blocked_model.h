@@ -10,13 +10,14 @@
 
 namespace tim4rec {
 
-// Immutable, thread-safe. Copies what it needs of `weights`: about the size of the model without
-// its item table.
+// Immutable, thread-safe. Copies what it needs of `weights` but for the item embeddings, which are
+// read where they are: the size of the model without them, and D + 4 bytes per item.
 class BlockedModel {
  public:
   BlockedModel(const kernels::Dims& dims, const kernels::Weights& weights);
 
   const kernels::BlockedLayer* layers() const { return layers_.data(); }
+  const kernels::RankTable& items() const { return items_; }
 
  private:
   struct AlignedDelete {
@@ -30,6 +31,7 @@ class BlockedModel {
   const float* Repeat(const float* per_head, const kernels::Dims& dims);
 
   std::vector<kernels::BlockedLayer> layers_;
+  kernels::RankTable items_;
   std::vector<Storage> storage_;
 };
 

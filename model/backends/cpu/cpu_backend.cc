@@ -1,7 +1,6 @@
 #include "model/backends/cpu/cpu_backend.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -42,14 +41,11 @@ float* ThreadScratch(int64_t floats) {
   return scratch.data()->floats;
 }
 
-std::vector<kernels::Event>& ThreadEvents() {
-  static thread_local std::vector<kernels::Event> events;
-  return events;
-}
-
-std::vector<kernels::FoldRun>& ThreadFoldRuns() {
-  static thread_local std::vector<kernels::FoldRun> runs;
-  return runs;
+// So do these.
+template <typename T>
+std::vector<T>& ThreadLocal() {
+  static thread_local std::vector<T> values;
+  return values;
 }
 
 absl::Status CheckAscending(std::span<const int32_t> items, const std::string& field) {
@@ -99,7 +95,7 @@ class CpuBackend : public Backend {
       return absl::OkStatus();
     }
     float* scratch = ThreadScratch(scratch_floats_);
-    std::vector<kernels::Event>& events = ThreadEvents();
+    std::vector<kernels::Event>& events = ThreadLocal<kernels::Event>();
     for (const Run& run : runs) {
       events.clear();
       for (const FoldEvent& event : run.events) events.push_back({event.item, event.timestamp_ms});
@@ -148,10 +144,14 @@ class CpuBackend : public Backend {
       if (absl::Status status = CheckTopK(requests[i], i); !status.ok()) return status;
     }
     results->resize(requests.size());
-    std::array<kernels::Scored, kMaxK> best;
-    for (size_t i = 0; i < requests.size(); ++i) {
-      const TopKRequest& request = requests[i];
-      kernels::TopKQuery query = {};
+    std::vector<kernels::TopKQuery>& queries = ThreadLocal<kernels::TopKQuery>();
+    std::vector<kernels::Scored*>& best = ThreadLocal<kernels::Scored*>();
+    std::vector<kernels::Scored>& scored = ThreadLocal<kernels::Scored>();
+    std::vector<int32_t>& found = ThreadLocal<int32_t>();
+    queries.clear();
+    size_t places = 0;
+    for (const TopKRequest& request : requests) {
+      kernels::TopKQuery& query = queries.emplace_back();
       query.query = request.query.data();
       query.k = request.k;
       query.excluded = request.excluded.data();
@@ -159,11 +159,20 @@ class CpuBackend : public Backend {
       query.candidates_only = request.candidates_only;
       query.candidates = request.candidates.data();
       query.candidate_count = static_cast<int64_t>(request.candidates.size());
-      const int32_t found =
-          kernels::TopK(model_->packed_items(), dims_.items, dims_.d, query, best.data());
+      places += static_cast<size_t>(request.k);
+    }
+    scored.resize(places);
+    found.resize(requests.size());
+    best.clear();
+    for (kernels::Scored* place = scored.data(); const TopKRequest& request : requests) {
+      best.push_back(place);
+      place += request.k;
+    }
+    Rank(queries, best, &found);
+    for (size_t i = 0; i < requests.size(); ++i) {
       std::vector<ScoredItem>& result = (*results)[i];
       result.clear();
-      for (int32_t j = 0; j < found; ++j) result.push_back({best[j].item, best[j].score});
+      for (int32_t j = 0; j < found[i]; ++j) result.push_back({best[i][j].item, best[i][j].score});
     }
     return absl::OkStatus();
   }
@@ -191,9 +200,24 @@ class CpuBackend : public Backend {
   }
 
  private:
+  void Rank(const std::vector<kernels::TopKQuery>& queries,
+            const std::vector<kernels::Scored*>& best, std::vector<int32_t>* found) {
+    const auto count = static_cast<int64_t>(queries.size());
+    if (kernel_set_ != nullptr) {
+      float* scratch = ThreadScratch(kernel_set_->rank_scratch_floats(dims_.d, count));
+      kernel_set_->rank(blocked_->items(), queries.data(), count, best.data(), found->data(),
+                        scratch);
+      return;
+    }
+    for (size_t i = 0; i < queries.size(); ++i) {
+      (*found)[i] =
+          kernels::TopK(model_->packed_items(), dims_.items, dims_.d, queries[i], best[i]);
+    }
+  }
+
   void Fold(std::span<const Run> runs) {
-    std::vector<kernels::Event>& events = ThreadEvents();
-    std::vector<kernels::FoldRun>& fold_runs = ThreadFoldRuns();
+    std::vector<kernels::Event>& events = ThreadLocal<kernels::Event>();
+    std::vector<kernels::FoldRun>& fold_runs = ThreadLocal<kernels::FoldRun>();
     events.clear();
     fold_runs.clear();
     for (const Run& run : runs) {
@@ -328,8 +352,9 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(
   const absl::StatusOr<const kernels::KernelSet*> kernel_set = ChooseKernelSet();
   if (!kernel_set.ok()) return kernel_set.status();
   const int64_t state_bytes = StateLayout::Of(package->config()).bytes;
-  return std::make_unique<CpuBackend>(PackedModel::Create(std::move(package)), *kernel_set,
-                                      state_bytes);
+  return std::make_unique<CpuBackend>(
+      PackedModel::Create(std::move(package), /*pack_items=*/*kernel_set == nullptr), *kernel_set,
+      state_bytes);
 }
 
 }  // namespace tim4rec

@@ -1,0 +1,366 @@
+// Rank: the bounds of rank_table.h for all items, float32 scores for those that they keep.
+#ifndef TIM4REC_MODEL_KERNELS_SIMD_RANK_INL_H_
+#define TIM4REC_MODEL_KERNELS_SIMD_RANK_INL_H_
+
+#include <cstring>
+
+#include "model/kernels/best_heap-inl.h"
+#include "model/kernels/kernel_set.h"
+#include "model/kernels/math.h"
+#include "model/kernels/simd_math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tim4rec::kernels {
+namespace {
+
+constexpr int64_t kPanelBlocks = 32;  // scored before thresholds move; they stay in the first cache
+constexpr int64_t kPanelItems = kPanelBlocks * 16;
+
+// Queries that share a pass over a panel, and the blocks whose sums are in registers with them.
+#if HWY_TARGET == HWY_AVX2
+constexpr int kMostQueries = 4;
+constexpr int BlocksTogether(int queries) { return queries == 1 ? 2 : 1; }
+constexpr int kWordsPerGroup = 2;
+#else
+constexpr int kMostQueries = 8;
+constexpr int BlocksTogether(int queries) { return queries <= 4 ? 4 : 2; }
+constexpr int kWordsPerGroup = 1;
+#endif
+
+// A query as its bounds are computed: bound = s (scale * (codes . item codes) + slack).
+struct RankedQuery {
+  const TopKQuery* query;
+  BestHeap heap;
+  float scale, slack;
+  float threshold;  // the k-th best score; items with a bound below it are out
+  int32_t base;  // what the sum of products begins with: it takes the 128 of the items' codes out
+  int32_t kept;  // number of
+  int32_t* survivors;  // [kPanelItems]
+};
+
+// The words that product sums of four codes take: one word of four bytes, or two of two int16 for
+// the even and the odd codes. `stride` words from group to group.
+void PackQueryCodes(const int8_t* codes, int64_t groups, int64_t stride, int32_t* words) {
+  for (int64_t g = 0; g < groups; ++g) {
+    const int8_t* four = codes + 4 * g;
+    if constexpr (kWordsPerGroup == 1) {
+      std::memcpy(words + g * stride, four, 4);
+    } else {
+      const int16_t even[2] = {four[0], four[2]}, odd[2] = {four[1], four[3]};
+      std::memcpy(words + g * stride, even, 4);
+      std::memcpy(words + g * stride + 1, odd, 4);
+    }
+  }
+}
+
+// Quantizes a query and makes its slack; see rank_table.h.
+void PrepareQuery(const RankTable& table, const float* x, int64_t groups, int64_t stride,
+                  int8_t* codes, int32_t* words, RankedQuery* ranked) {
+  double squares = 0, difference_squares = 0;
+  float largest = 0;
+  for (int32_t i = 0; i < table.d; ++i) {
+    const double value = static_cast<double>(x[i]);
+    squares += value * value;
+    const float magnitude = Magnitude(x[i]);
+    if (magnitude > largest) largest = magnitude;
+  }
+  const double norm = __builtin_sqrt(squares) * (1 + 1e-6);
+  const double spread = static_cast<double>(table.residual) + static_cast<double>(table.code_norm);
+  const double scale_limit =
+      table.largest_scale > 1.0f ? static_cast<double>(table.largest_scale) : 1.0;
+  std::memset(codes, 0, static_cast<size_t>(4 * groups));
+  ranked->base = 0;
+  if (!(norm * spread * scale_limit < 1e36)) {  // overflow is possible, or x is not finite
+    ranked->scale = 0.0f;
+    ranked->slack = __builtin_inff();
+    PackQueryCodes(codes, groups, stride, words);
+    return;
+  }
+  float scale = largest / 127.0f;
+  if (scale < 0x1p-80f) scale = 0x1p-80f;
+  for (int32_t i = 0; i < table.d; ++i) {
+    const double exact = static_cast<double>(x[i]) / static_cast<double>(scale);
+    int code = static_cast<int>(exact < 0 ? exact - 0.5 : exact + 0.5);
+    if (code > 127) code = 127;
+    if (code < -127) code = -127;
+    codes[i] = static_cast<int8_t>(code);
+    ranked->base -= 128 * code;
+    const double difference = static_cast<double>(x[i]) - static_cast<double>(scale) * code;
+    difference_squares += difference * difference;
+  }
+  PackQueryCodes(codes, groups, stride, words);
+  const double roundings = 0x1p-24 * table.d;
+  const double slack =
+      norm * static_cast<double>(table.residual) +
+      __builtin_sqrt(difference_squares) * (1 + 1e-6) * static_cast<double>(table.code_norm) +
+      roundings / (1 - roundings) * norm * spread;
+  // The scale's own product sum is at most 2 norm code_norm.
+  const double raised =
+      slack + 0x1p-20 * (norm * static_cast<double>(table.code_norm) + slack) + 0x1p-50;
+  ranked->scale = scale;
+  ranked->slack = static_cast<float>(raised * (1 + 0x1p-22));
+}
+
+// ---- bounds of kBlocks blocks for kQueries queries
+
+using IntVector = hn::Vec<Ints>;
+
+// sum + the products of four codes for each of kLanes items.
+HWY_INLINE IntVector AddProducts(IntVector sum, hn::Vec<hn::Repartition<uint8_t, Floats>> items,
+                                 const int32_t* words) {
+#if HWY_TARGET == HWY_AVX2
+  const __m256i even = _mm256_and_si256(items.raw, _mm256_set1_epi16(0x00ff));
+  const __m256i odd = _mm256_srli_epi16(items.raw, 8);
+  const __m256i products = _mm256_add_epi32(_mm256_madd_epi16(even, _mm256_set1_epi32(words[0])),
+                                            _mm256_madd_epi16(odd, _mm256_set1_epi32(words[1])));
+  return IntVector{_mm256_add_epi32(sum.raw, products)};
+#else
+  return IntVector{_mm512_dpbusd_epi32(sum.raw, items.raw, _mm512_set1_epi32(words[0]))};
+#endif
+}
+
+// Appends the items of a vector whose bound is not below the threshold.
+HWY_INLINE void KeepSurvivors(IntVector sum, V scales, int32_t first_item, RankedQuery* q) {
+  const V bound =
+      hn::Mul(scales, hn::MulAdd(Constant(q->scale), hn::ConvertTo(kF, sum), Constant(q->slack)));
+  const auto kept = hn::Not(hn::Lt(bound, Constant(q->threshold)));
+  if (HWY_LIKELY(hn::AllFalse(kF, kept))) return;
+  const auto items = hn::Add(hn::Iota(kI, 0), hn::Set(kI, first_item));
+  q->kept += static_cast<int32_t>(
+      hn::CompressBlendedStore(items, hn::RebindMask(kI, kept), kI, q->survivors + q->kept));
+}
+
+// `words` is [groups][kQueries][kWordsPerGroup].
+template <int kQueries, int kBlocks>
+HWY_INLINE void BoundBlocks(const RankTable& table, int64_t groups, int64_t block,
+                            const int32_t* words, RankedQuery* queries) {
+  const hn::Repartition<uint8_t, Floats> u8;
+  constexpr int kVectors = kBlocks * static_cast<int>(kParts);
+  IntVector sum[kQueries][kVectors];
+#pragma GCC unroll 8
+  for (int q = 0; q < kQueries; ++q) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sum[q][v] = hn::Set(kI, queries[q].base);
+  }
+  const uint8_t* codes = table.codes + block * groups * 64;
+  for (int64_t g = 0; g < groups; ++g, codes += 64, words += kQueries * kWordsPerGroup) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const auto items = hn::Load(u8, codes + v / kParts * groups * 64 + v % kParts * 4 * kLanes);
+#pragma GCC unroll 8
+      for (int q = 0; q < kQueries; ++q) {
+        sum[q][v] = AddProducts(sum[q][v], items, words + q * kWordsPerGroup);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    const V scales = hn::LoadU(kF, table.scales + block * 16 + v * kLanes);
+    const auto first_item = static_cast<int32_t>(block * 16 + v * kLanes);
+#pragma GCC unroll 8
+    for (int q = 0; q < kQueries; ++q) KeepSurvivors(sum[q][v], scales, first_item, &queries[q]);
+  }
+}
+
+template <int kQueries>
+HWY_NOINLINE void BoundPanel(const RankTable& table, int64_t groups, int64_t first, int64_t end,
+                             const int32_t* words, RankedQuery* queries) {
+  constexpr int kBlocks = BlocksTogether(kQueries);
+  int64_t block = first;
+  for (; block + kBlocks <= end; block += kBlocks) {
+    BoundBlocks<kQueries, kBlocks>(table, groups, block, words, queries);
+  }
+  for (; block < end; ++block) BoundBlocks<kQueries, 1>(table, groups, block, words, queries);
+}
+
+void BoundPanel(const RankTable& table, int64_t groups, int64_t first, int64_t end,
+                const int32_t* words, RankedQuery* queries, int64_t count) {
+  switch (count) {
+    case 1:
+      return BoundPanel<1>(table, groups, first, end, words, queries);
+    case 2:
+      return BoundPanel<2>(table, groups, first, end, words, queries);
+    case 3:
+      return BoundPanel<3>(table, groups, first, end, words, queries);
+    case 4:
+      return BoundPanel<4>(table, groups, first, end, words, queries);
+#if HWY_TARGET != HWY_AVX2
+    case 5:
+      return BoundPanel<5>(table, groups, first, end, words, queries);
+    case 6:
+      return BoundPanel<6>(table, groups, first, end, words, queries);
+    case 7:
+      return BoundPanel<7>(table, groups, first, end, words, queries);
+    case 8:
+      return BoundPanel<8>(table, groups, first, end, words, queries);
+#endif
+    default:
+      return;
+  }
+}
+
+// ---- float32 scores
+
+bool IsExcluded(const TopKQuery& query, int32_t item) {
+  int64_t low = 0, high = query.excluded_count;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (query.excluded[middle] < item) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low < query.excluded_count && query.excluded[low] == item;
+}
+
+// Eight items at a time: their chains of fma overlap.
+HWY_NOINLINE void OfferItems(const RankTable& table, const int32_t* items, int64_t count,
+                             RankedQuery* ranked) {
+  constexpr int64_t kTogether = 8;
+  const float* HWY_RESTRICT query = ranked->query->query;
+  for (int64_t i = 0; i < count; i += kTogether) {
+    const int64_t now = count - i < kTogether ? count - i : kTogether;
+    const float* rows[kTogether];
+    float sums[kTogether] = {};
+    for (int64_t j = 0; j < kTogether; ++j) {
+      rows[j] = table.embedding + static_cast<int64_t>(items[i + (j < now ? j : 0)]) * table.d;
+    }
+    for (int32_t d = 0; d < table.d; ++d) {
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < kTogether; ++j) {
+        sums[j] = FusedMultiplyAdd(query[d], rows[j][d], sums[j]);
+      }
+    }
+    for (int64_t j = 0; j < now; ++j) ranked->heap.Offer({Ranked(sums[j]), items[i + j]});
+  }
+  if (ranked->heap.size == ranked->heap.capacity) ranked->threshold = ranked->heap.entries[0].score;
+}
+
+// Scores what is left of the survivors without padding, excluded items and items after the last.
+void OfferSurvivors(const RankTable& table, RankedQuery* ranked) {
+  int64_t eligible = 0;
+  for (int32_t i = 0; i < ranked->kept; ++i) {
+    const int32_t item = ranked->survivors[i];
+    if (item < 1 || item >= table.items || IsExcluded(*ranked->query, item)) continue;
+    ranked->survivors[eligible++] = item;
+  }
+  ranked->kept = 0;
+  if (eligible > 0) OfferItems(table, ranked->survivors, eligible, ranked);
+}
+
+void OfferCandidates(const RankTable& table, RankedQuery* ranked) {
+  const TopKQuery& query = *ranked->query;
+  for (int64_t i = 0; i < query.candidate_count;) {
+    int64_t eligible = 0;
+    for (; i < query.candidate_count && eligible < kPanelItems; ++i) {
+      if (IsExcluded(query, query.candidates[i])) continue;
+      ranked->survivors[eligible++] = query.candidates[i];
+    }
+    if (eligible > 0) OfferItems(table, ranked->survivors, eligible, ranked);
+  }
+}
+
+// ---- all queries over the table
+
+struct RankScratch {
+  RankedQuery* queries;  // [count]
+  int32_t* words;        // [count][groups][kWordsPerGroup], interleaved within a group of queries
+  int8_t* codes;         // [4 groups]
+  int32_t* survivors;    // [kPanelItems + kLanes], used by one query after the other
+};
+
+int64_t CarveRank(int32_t d, int64_t count, float* base, RankScratch* scratch) {
+  const int64_t groups = (static_cast<int64_t>(d) + 3) / 4;
+  int64_t used = 0;
+  const auto take = [&](int64_t bytes) -> void* {
+    void* at = base == nullptr ? nullptr : base + used;
+    used += (bytes + 63) / 64 * 16;
+    return at;
+  };
+  scratch->queries = static_cast<RankedQuery*>(take(count * int64_t{sizeof(RankedQuery)}));
+  scratch->words = static_cast<int32_t*>(take(count * groups * kWordsPerGroup * 4));
+  scratch->codes = static_cast<int8_t*>(take(4 * groups));
+  scratch->survivors =
+      static_cast<int32_t*>(take(kMostQueries * (kPanelItems + kLanes) * int64_t{4}));
+  return used;
+}
+
+// Panels are visited in a scattered order: a table sorted by popularity or length would else raise
+// the thresholds last.
+int64_t ScatterStep(int64_t panels) {
+  int64_t step = panels * 618 / 1000 + 1;
+  for (;; ++step) {
+    int64_t a = panels, b = step;
+    while (b != 0) {
+      const int64_t rest = a % b;
+      a = b;
+      b = rest;
+    }
+    if (a == 1) return step;
+  }
+}
+
+void RankTogether(const RankTable& table, int64_t groups, RankedQuery* queries, int64_t count,
+                  const int32_t* words) {
+  const int64_t blocks = (static_cast<int64_t>(table.items) + 15) / 16;
+  const int64_t panels = (blocks + kPanelBlocks - 1) / kPanelBlocks;
+  const int64_t step = ScatterStep(panels);
+  for (int64_t i = 0, panel = 0; i < panels; ++i, panel = (panel + step) % panels) {
+    const int64_t first = panel * kPanelBlocks;
+    const int64_t end = first + kPanelBlocks < blocks ? first + kPanelBlocks : blocks;
+    for (int64_t q = 0; q < count; q += kMostQueries) {
+      const int64_t together = count - q < kMostQueries ? count - q : kMostQueries;
+      BoundPanel(table, groups, first, end, words + q * groups * kWordsPerGroup, queries + q,
+                 together);
+      for (int64_t j = q; j < q + together; ++j) {
+        if (queries[j].kept > 0) OfferSurvivors(table, &queries[j]);
+      }
+    }
+  }
+}
+
+void Rank(const RankTable& table, const TopKQuery* queries, int64_t count, Scored* const* best,
+          int32_t* found, float* scratch) {
+  RankScratch parts;
+  CarveRank(table.d, count, scratch, &parts);
+  const int64_t groups = (static_cast<int64_t>(table.d) + 3) / 4;
+  int64_t scanning = 0;  // queries over the whole table, in front
+  for (int64_t i = 0; i < count; ++i) scanning += queries[i].candidates_only ? 0 : 1;
+  int64_t next_scan = 0, next_other = scanning;
+  for (int64_t i = 0; i < count; ++i) {
+    RankedQuery& ranked = parts.queries[queries[i].candidates_only ? next_other++ : next_scan++];
+    ranked.query = &queries[i];
+    ranked.heap = {best[i], queries[i].k};
+    ranked.threshold = kMinusInfinity;
+    ranked.kept = 0;
+    ranked.survivors = parts.survivors;
+    if (queries[i].candidates_only) {
+      OfferCandidates(table, &ranked);
+      continue;
+    }
+    const int64_t at = next_scan - 1;
+    const int64_t first = at / kMostQueries * kMostQueries;
+    const int64_t together = scanning - first < kMostQueries ? scanning - first : kMostQueries;
+    ranked.survivors = parts.survivors + (at - first) * (kPanelItems + kLanes);
+    PrepareQuery(table, queries[i].query, groups, together * kWordsPerGroup, parts.codes,
+                 parts.words + (first * groups + (at - first)) * kWordsPerGroup, &ranked);
+  }
+  RankTogether(table, groups, parts.queries, scanning, parts.words);
+  for (int64_t i = 0; i < count; ++i) {
+    RankedQuery& ranked = parts.queries[i];
+    ranked.heap.Sort();
+    found[ranked.query - queries] = ranked.heap.size;
+  }
+}
+
+int64_t RankScratchFloats(int32_t d, int64_t count) {
+  RankScratch scratch;
+  return CarveRank(d, count, nullptr, &scratch);
+}
+
+}  // namespace
+}  // namespace tim4rec::kernels
+HWY_AFTER_NAMESPACE();
+
+#endif  // TIM4REC_MODEL_KERNELS_SIMD_RANK_INL_H_
