@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <exception>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -125,4 +126,11 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace tim4rec
 
-int main(int argc, char** argv) { return tim4rec::Main(argc, argv); }
+int main(int argc, char** argv) {
+  try {
+    return tim4rec::Main(argc, argv);
+  } catch (const std::exception& error) {  // of memory that is not to be had, at start
+    std::fprintf(stderr, "tim4rec-server: %s\n", error.what());
+    return 1;
+  }
+}

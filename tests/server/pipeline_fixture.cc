@@ -1,6 +1,7 @@
 #include "tests/server/pipeline_fixture.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -166,7 +167,8 @@ std::string PipelineTest::Stored(const std::string& user) const {
 
 bool SameItems(const std::vector<ScoredItem>& a, const std::vector<ScoredItem>& b) {
   return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](auto& x, auto& y) {
-           return x.item == y.item && std::memcmp(&x.score, &y.score, sizeof x.score) == 0;
+           return x.item == y.item &&
+                  std::bit_cast<uint32_t>(x.score) == std::bit_cast<uint32_t>(y.score);
          });
 }
 
