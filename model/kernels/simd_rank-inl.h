@@ -115,7 +115,9 @@ HWY_INLINE IntVector AddProducts(IntVector sum, hn::Vec<hn::Repartition<uint8_t,
                                             _mm256_madd_epi16(odd, _mm256_set1_epi32(words[1])));
   return IntVector{_mm256_add_epi32(sum.raw, products)};
 #else
-  return IntVector{_mm512_dpbusd_epi32(sum.raw, items.raw, _mm512_set1_epi32(words[0]))};
+  // Not _mm512_dpbusd_epi32: gcc 12 moves its sums between registers.
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(items.raw), "v"(_mm512_set1_epi32(words[0])));
+  return sum;
 #endif
 }
 
@@ -130,10 +132,11 @@ HWY_INLINE void KeepSurvivors(IntVector sum, V scales, int32_t first_item, Ranke
       hn::CompressBlendedStore(items, hn::RebindMask(kI, kept), kI, q->survivors + q->kept));
 }
 
-// `words` is [groups][kQueries][kWordsPerGroup].
+// `words` is [groups][kQueries][kWordsPerGroup]. What lies `ahead_bytes` after the codes is fetched
+// meanwhile.
 template <int kQueries, int kBlocks>
 HWY_INLINE void BoundBlocks(const RankTable& table, int64_t groups, int64_t block,
-                            const int32_t* words, RankedQuery* queries) {
+                            int64_t ahead_bytes, const int32_t* words, RankedQuery* queries) {
   const hn::Repartition<uint8_t, Floats> u8;
   constexpr int kVectors = kBlocks * static_cast<int>(kParts);
   IntVector sum[kQueries][kVectors];
@@ -146,6 +149,7 @@ HWY_INLINE void BoundBlocks(const RankTable& table, int64_t groups, int64_t bloc
   for (int64_t g = 0; g < groups; ++g, codes += 64, words += kQueries * kWordsPerGroup) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
+      __builtin_prefetch(codes + v / kParts * groups * 64 + ahead_bytes, 0, 2);
       const auto items = hn::Load(u8, codes + v / kParts * groups * 64 + v % kParts * 4 * kLanes);
 #pragma GCC unroll 8
       for (int q = 0; q < kQueries; ++q) {
@@ -164,35 +168,36 @@ HWY_INLINE void BoundBlocks(const RankTable& table, int64_t groups, int64_t bloc
 
 template <int kQueries>
 HWY_NOINLINE void BoundPanel(const RankTable& table, int64_t groups, int64_t first, int64_t end,
-                             const int32_t* words, RankedQuery* queries) {
+                             int64_t ahead_bytes, const int32_t* words, RankedQuery* queries) {
   constexpr int kBlocks = BlocksTogether(kQueries);
   int64_t block = first;
   for (; block + kBlocks <= end; block += kBlocks) {
-    BoundBlocks<kQueries, kBlocks>(table, groups, block, words, queries);
+    BoundBlocks<kQueries, kBlocks>(table, groups, block, ahead_bytes, words, queries);
   }
-  for (; block < end; ++block) BoundBlocks<kQueries, 1>(table, groups, block, words, queries);
+  for (; block < end; ++block)
+    BoundBlocks<kQueries, 1>(table, groups, block, ahead_bytes, words, queries);
 }
 
 void BoundPanel(const RankTable& table, int64_t groups, int64_t first, int64_t end,
-                const int32_t* words, RankedQuery* queries, int64_t count) {
+                int64_t ahead_bytes, const int32_t* words, RankedQuery* queries, int64_t count) {
   switch (count) {
     case 1:
-      return BoundPanel<1>(table, groups, first, end, words, queries);
+      return BoundPanel<1>(table, groups, first, end, ahead_bytes, words, queries);
     case 2:
-      return BoundPanel<2>(table, groups, first, end, words, queries);
+      return BoundPanel<2>(table, groups, first, end, ahead_bytes, words, queries);
     case 3:
-      return BoundPanel<3>(table, groups, first, end, words, queries);
+      return BoundPanel<3>(table, groups, first, end, ahead_bytes, words, queries);
     case 4:
-      return BoundPanel<4>(table, groups, first, end, words, queries);
+      return BoundPanel<4>(table, groups, first, end, ahead_bytes, words, queries);
 #if HWY_TARGET != HWY_AVX2
     case 5:
-      return BoundPanel<5>(table, groups, first, end, words, queries);
+      return BoundPanel<5>(table, groups, first, end, ahead_bytes, words, queries);
     case 6:
-      return BoundPanel<6>(table, groups, first, end, words, queries);
+      return BoundPanel<6>(table, groups, first, end, ahead_bytes, words, queries);
     case 7:
-      return BoundPanel<7>(table, groups, first, end, words, queries);
+      return BoundPanel<7>(table, groups, first, end, ahead_bytes, words, queries);
     case 8:
-      return BoundPanel<8>(table, groups, first, end, words, queries);
+      return BoundPanel<8>(table, groups, first, end, ahead_bytes, words, queries);
 #endif
     default:
       return;
@@ -244,6 +249,8 @@ void OfferSurvivors(const RankTable& table, RankedQuery* ranked) {
     const int32_t item = ranked->survivors[i];
     if (item < 1 || item >= table.items || IsExcluded(*ranked->query, item)) continue;
     ranked->survivors[eligible++] = item;
+    const float* row = table.embedding + static_cast<int64_t>(item) * table.d;
+    for (int32_t d = 0; d < table.d; d += 16) __builtin_prefetch(row + d);
   }
   ranked->kept = 0;
   if (eligible > 0) OfferItems(table, ranked->survivors, eligible, ranked);
@@ -309,10 +316,12 @@ void RankTogether(const RankTable& table, int64_t groups, RankedQuery* queries, 
   for (int64_t i = 0, panel = 0; i < panels; ++i, panel = (panel + step) % panels) {
     const int64_t first = panel * kPanelBlocks;
     const int64_t end = first + kPanelBlocks < blocks ? first + kPanelBlocks : blocks;
+    const int64_t next = (panel + step) % panels;
+    const int64_t ahead_bytes = (next - panel) * kPanelBlocks * groups * 64;
     for (int64_t q = 0; q < count; q += kMostQueries) {
       const int64_t together = count - q < kMostQueries ? count - q : kMostQueries;
-      BoundPanel(table, groups, first, end, words + q * groups * kWordsPerGroup, queries + q,
-                 together);
+      BoundPanel(table, groups, first, end, q == 0 ? ahead_bytes : 0,
+                 words + q * groups * kWordsPerGroup, queries + q, together);
       for (int64_t j = q; j < q + together; ++j) {
         if (queries[j].kept > 0) OfferSurvivors(table, &queries[j]);
       }

@@ -76,15 +76,16 @@ int64_t CopyMemory() {
   return 2 * static_cast<int64_t>(kBufferBytes);
 }
 
-#if defined(__x86_64__)
-__attribute__((target("avx2")))
-#endif
-int64_t
-ReadMemory() {
-  const std::vector<uint64_t>& buffer = Buffer(0);
-  uint64_t sums[8] = {};
-  for (size_t i = 0; i < buffer.size(); i += 8) {
-    for (size_t j = 0; j < 8; ++j) sums[j] += buffer[i + j];
+int64_t ReadMemory() {
+  typedef uint64_t Words __attribute__((vector_size(64)));
+  const char* begin = reinterpret_cast<const char*>(Buffer(0).data());
+  Words sums[4] = {};
+  for (size_t i = 0; i < kBufferBytes; i += sizeof(sums)) {
+    for (size_t j = 0; j < 4; ++j) {
+      Words value;
+      std::memcpy(&value, begin + i + j * sizeof(value), sizeof(value));
+      sums[j] += value;
+    }
   }
   benchmark::DoNotOptimize(sums);
   return static_cast<int64_t>(kBufferBytes);
