@@ -13,8 +13,9 @@ RUN cmake --preset release -DTIM4REC_TESTS=OFF -DTIM4REC_CUDA=OFF \
     && cmake --build build/release --target tim4rec-server \
     && strip build/release/bin/tim4rec-server
 # The Debian packages that hold the shared libraries of the server: all that the last stage installs.
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN ldd build/release/bin/tim4rec-server | awk '$3 ~ /^\// { print $3 }' | xargs -n 1 realpath \
-    | xargs dpkg-query -S | cut -d: -f1 | sort -u > /runtime-packages.txt && test -s /runtime-packages.txt
+    | xargs -n 1 basename | sed 's#^#*/#' | xargs dpkg-query -S | cut -d: -f1 | sort -u > /runtime-packages.txt
 
 FROM debian:12-slim
 LABEL org.opencontainers.image.title="tim4rec-server" \
@@ -23,7 +24,7 @@ COPY --from=build /runtime-packages.txt /usr/share/tim4rec/runtime-packages.txt
 RUN apt-get update -qq \
     && xargs apt-get install -y -qq --no-install-recommends < /usr/share/tim4rec/runtime-packages.txt \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin tim4rec \
+    && useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin tim4rec \
     && install -d -o tim4rec /data
 COPY --from=build /src/build/release/bin/tim4rec-server /usr/bin/tim4rec-server
 USER 10001
