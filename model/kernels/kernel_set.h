@@ -38,6 +38,8 @@ struct FoldRun {
   StateHeader* state;
   const Event* events;
   int64_t count;  // 0 changes nothing
+  // What modulates the events' writes, from WindowWrites; null but for windows.
+  const float* writes = nullptr;
 };
 
 enum class Function { kExp, kLog1p, kSoftplus, kSigmoid, kSilu, kHardswish };

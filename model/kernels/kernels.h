@@ -155,6 +155,15 @@ int64_t WindowScratchFloats(const Dims& dims);
 void EncodeWindow(const Dims& dims, const Weights& weights, const StateHeader* state,
                   float* scratch, float* query);
 
+// EncodeWindow in parts, for another implementation of the fold: its record, whose header and
+// tensors begin as zeros, has WindowRecordFloats values.
+int64_t WindowRecordFloats(const Dims& dims);
+// Rules 14 to 16: r of each event, writes [layers][L][H]. Scratch as EncodeWindow.
+void WindowWrites(const Dims& dims, const Weights& weights, const StateHeader* state,
+                  float* scratch, float* writes);
+// The window's events, to `events` [L]; returns their number.
+int64_t WindowEvents(const Dims& dims, const StateHeader* state, Event* events);
+
 // [rows][columns] to [columns][rows].
 void PackTransposed(const float* matrix, int64_t rows, int64_t columns, float* packed);
 

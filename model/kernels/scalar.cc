@@ -501,8 +501,10 @@ int64_t WindowScratchFloats(const Dims& dims) {
   return CarveWindow(dims, nullptr, &scratch);
 }
 
-void EncodeWindow(const Dims& dims, const Weights& weights, const StateHeader* state,
-                  float* scratch, float* query) {
+int64_t WindowRecordFloats(const Dims& dims) { return RecordFloats(dims); }
+
+void WindowWrites(const Dims& dims, const Weights& weights, const StateHeader* state,
+                  float* scratch, float* writes) {
   WindowScratch parts;
   CarveWindow(dims, scratch, &parts);
   std::memset(parts.raw, 0, sizeof(float) * static_cast<size_t>(dims.k - 1));
@@ -511,9 +513,24 @@ void EncodeWindow(const Dims& dims, const Weights& weights, const StateHeader* s
   for (int32_t layer = 0; layer < dims.layers; ++layer) {
     for (int32_t h = 0; h < dims.h; ++h) {
       ModulateWindow(dims, weights.layers[layer], h, /*want_next=*/layer + 1 < dims.layers, parts,
-                     parts.write + layer * layer_values);
+                     writes + layer * layer_values);
     }
   }
+}
+
+int64_t WindowEvents(const Dims& dims, const StateHeader* state, Event* events) {
+  const int64_t length = WindowLength(dims, state);
+  for (int64_t i = 0; i < length; ++i) {
+    events[i] = {WindowItems(dims, state)[i], WindowTimestamps(state)[i]};
+  }
+  return length;
+}
+
+void EncodeWindow(const Dims& dims, const Weights& weights, const StateHeader* state,
+                  float* scratch, float* query) {
+  WindowScratch parts;
+  CarveWindow(dims, scratch, &parts);
+  WindowWrites(dims, weights, state, scratch, parts.write);
   Scratch step;
   Carve(dims, parts.step, &step);
   std::memset(parts.record, 0, sizeof(float) * static_cast<size_t>(RecordFloats(dims)));

@@ -17,7 +17,8 @@ struct Segment {
   StateHeader* state;
   const Event* events;
   int64_t first_row, rows;
-  bool ends;  // the run's last event is among them: it alone has an output
+  bool ends;            // the run's last event is among them: it alone has an output
+  const float* writes;  // the first row's of the first layer, or null
 
   float* tensors() const { return reinterpret_cast<float*>(state + 1); }
 };
@@ -245,6 +246,20 @@ void ModulateWrites(const Dims& dims, const LayerWeights& w, const BlockedLayer&
   }
 }
 
+// dt times the window's r, where a run has one.
+void ApplyWindowWrites(const Dims& dims, const Tile& tile, int32_t layer, const FoldScratch& s) {
+  for (int64_t i = 0; i < tile.count; ++i) {
+    const Segment& segment = tile.segments[i];
+    if (segment.writes == nullptr) continue;
+    const float* writes = segment.writes + static_cast<int64_t>(layer) * dims.window * dims.h;
+    float* dt = s.dt + segment.first_row * dims.h;
+    const int64_t n = segment.rows * dims.h;
+    for (int64_t j = 0; j < n; j += kLanes) {
+      StoreUpTo(hn::Mul(LoadUpTo(dt, j, n), LoadUpTo(writes, j, n)), dt, j, n);
+    }
+  }
+}
+
 // Rule 9, from dt to delta and carry.
 void DecayRows(const Dims& dims, const BlockedLayer& blocked, int64_t rows, const FoldScratch& s) {
   const int64_t n = rows * dims.h;
@@ -398,6 +413,7 @@ void MixSequences(const Dims& dims, const LayerWeights& w, const BlockedLayer& b
     }
   }
   if (dims.time_write) ModulateWrites(dims, w, blocked, tile, layer_offset, s);
+  if (dims.window > 0) ApplyWindowWrites(dims, tile, layer, s);
   DecayRows(dims, blocked, tile.rows, s);
   const Convolution conv = {w.conv, w.conv_bias, dims.k, dims.conv_channels()};
   for (int64_t i = 0; i < tile.count; ++i) {
@@ -541,8 +557,13 @@ void Fold(const Dims& dims, const Weights& weights, const BlockedLayer* layers, 
       const int64_t room = kTileRows - tile.rows;
       const int64_t left = runs[i].count - done;
       const int64_t rows = left < room ? left : room;
-      tile.segments[tile.count++] = {runs[i].state, runs[i].events + done, tile.rows, rows,
-                                     /*ends=*/rows == left};
+      tile.segments[tile.count++] = {
+          runs[i].state,
+          runs[i].events + done,
+          tile.rows,
+          rows,
+          /*ends=*/rows == left,
+          runs[i].writes == nullptr ? nullptr : runs[i].writes + done * dims.h};
       tile.rows += rows;
       done += rows;
       if (tile.rows < kTileRows) continue;

@@ -77,17 +77,23 @@ int64_t CopyMemory() {
 }
 
 int64_t ReadMemory() {
-  typedef uint64_t Words __attribute__((vector_size(64)));
-  const char* begin = reinterpret_cast<const char*>(Buffer(0).data());
-  Words sums[4] = {};
-  for (size_t i = 0; i < kBufferBytes; i += sizeof(sums)) {
-    for (size_t j = 0; j < 4; ++j) {
-      Words value;
-      std::memcpy(&value, begin + i + j * sizeof(value), sizeof(value));
-      sums[j] += value;
-    }
+  typedef uint64_t Words __attribute__((vector_size(32)));
+  const auto* at = reinterpret_cast<const char*>(Buffer(0).data());
+  const char* const end = at + kBufferBytes;
+  Words sum0 = {}, sum1 = {}, sum2 = {}, sum3 = {};
+  const auto load = [](const char* from) {
+    Words value;
+    std::memcpy(&value, from, sizeof(value));
+    return value;
+  };
+  for (; at != end; at += 4 * sizeof(Words)) {
+    sum0 += load(at);
+    sum1 += load(at + sizeof(Words));
+    sum2 += load(at + 2 * sizeof(Words));
+    sum3 += load(at + 3 * sizeof(Words));
   }
-  benchmark::DoNotOptimize(sums);
+  const Words sum = (sum0 + sum1) + (sum2 + sum3);
+  benchmark::DoNotOptimize(sum[0] + sum[1] + sum[2] + sum[3]);
   return static_cast<int64_t>(kBufferBytes);
 }
 

@@ -159,6 +159,13 @@ void ExpectSameFolds(const std::string& isa, std::shared_ptr<const ModelPackage>
     for (size_t user = 0; user < lengths.size(); ++user) {
       const auto slot = static_cast<Slot>(user);
       ASSERT_EQ(Export(**simd, slot), Export(**scalar, slot)) << "user " << user;
+      if (lengths[user] == 0) continue;
+      // Of a window, the query is the fold.
+      const QueryRequest request = {slot, events[user].back().timestamp_ms + 1'000'000};
+      std::vector<float> query(static_cast<size_t>(config.hidden_size)), expected(query);
+      ASSERT_TRUE((*scalar)->Query({&request, 1}, expected).ok());
+      ASSERT_TRUE((*simd)->Query({&request, 1}, query).ok());
+      ASSERT_EQ(query, expected) << "user " << user;
     }
   }
 }

@@ -48,6 +48,8 @@ std::vector<T>& ThreadLocal() {
   return values;
 }
 
+int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
+
 absl::Status CheckAscending(std::span<const int32_t> items, const std::string& field) {
   for (size_t i = 1; i < items.size(); ++i) {
     if (items[i - 1] >= items[i]) {
@@ -74,6 +76,11 @@ class CpuBackend : public Backend {
     if (kernel_set_ == nullptr) return;
     blocked_ = std::make_unique<BlockedModel>(dims_, model_->weights());
     fold_scratch_floats_ = kernel_set_->fold_scratch_floats(dims_);
+    if (dims_.window > 0) {  // see FoldWindow
+      scratch_floats_ = RoundUp16(scratch_floats_) +
+                        RoundUp16(int64_t{dims_.layers} * dims_.window * dims_.h) +
+                        RoundUp16(kernels::WindowRecordFloats(dims_)) + fold_scratch_floats_;
+    }
   }
 
   std::string_view name() const override { return "cpu"; }
@@ -271,10 +278,33 @@ class CpuBackend : public Backend {
     return absl::OkStatus();
   }
 
+  // kernels::EncodeWindow by the kernel set.
+  void FoldWindow(const kernels::StateHeader* state, float* scratch, float* query) const {
+    std::vector<kernels::Event>& events = ThreadLocal<kernels::Event>();
+    events.resize(static_cast<size_t>(dims_.window));
+    const int64_t count = kernels::WindowEvents(dims_, state, events.data());
+    const int64_t write_floats = RoundUp16(int64_t{dims_.layers} * dims_.window * dims_.h);
+    const int64_t record_floats = RoundUp16(kernels::WindowRecordFloats(dims_));
+    float* writes = scratch + RoundUp16(kernels::WindowScratchFloats(dims_));
+    float* record = writes + write_floats;
+    kernels::WindowWrites(dims_, model_->weights(), state, scratch, writes);
+    std::memset(record, 0, sizeof(float) * static_cast<size_t>(record_floats));
+    const kernels::FoldRun run = {reinterpret_cast<kernels::StateHeader*>(record), events.data(),
+                                  count, writes};
+    kernel_set_->fold(dims_, model_->weights(), blocked_->layers(), &run, 1,
+                      record + record_floats);
+    const float* tensors = record + sizeof(kernels::StateHeader) / sizeof(float);
+    std::memcpy(query, tensors + dims_.output_offset, sizeof(float) * static_cast<size_t>(dims_.d));
+  }
+
   const float* EncodedQuery(Slot slot, float* scratch) const {
     WindowEncoding* encoding = Encoding(slot);
     if (!encoding->valid) {
-      kernels::EncodeWindow(dims_, model_->weights(), State(slot), scratch, encoding->query());
+      if (kernel_set_ == nullptr) {
+        kernels::EncodeWindow(dims_, model_->weights(), State(slot), scratch, encoding->query());
+      } else {
+        FoldWindow(State(slot), scratch, encoding->query());
+      }
       encoding->valid = true;
     }
     return encoding->query();
@@ -338,7 +368,7 @@ class CpuBackend : public Backend {
   const kernels::Dims dims_;
   const kernels::KernelSet* const kernel_set_;  // null: scalar
   const int64_t state_bytes_;
-  const int64_t scratch_floats_;
+  int64_t scratch_floats_;                       // of Advance without a kernel set, and of Query
   std::unique_ptr<const BlockedModel> blocked_;  // null: scalar
   int64_t fold_scratch_floats_ = 0;
   StateSlab slab_;
