@@ -15,6 +15,9 @@
 namespace tim4rec {
 namespace {
 
+// Read by the cpu backend, where it also works for programs that have no configuration.
+constexpr char kForceIsa[] = "TIM4REC_FORCE_ISA";
+
 // The one list of keys. `Config` is ServerConfig or const ServerConfig.
 template <typename Config, typename Visitor>
 void VisitKeys(Config& c, Visitor&& visit) {
@@ -201,9 +204,11 @@ absl::StatusOr<std::vector<std::string>> ApplyEnvironment(const char* const* env
     const std::string entry = *environment;
     const size_t equals = entry.find('=');
     if (entry.rfind("TIM4REC_", 0) != 0 || equals == std::string::npos) continue;
-    const auto found = paths.find(entry.substr(0, equals));
+    const std::string name = entry.substr(0, equals);
+    const auto found = paths.find(name);
+    if (name == kForceIsa) continue;
     if (found == paths.end()) {
-      others.push_back(entry.substr(0, equals));
+      others.push_back(name);
     } else {
       values[found->second] = entry.substr(equals + 1);
     }

@@ -78,8 +78,9 @@ TEST(ServerConfig, LaterLayersWin) {
   ServerConfig config;
   ASSERT_TRUE(
       ApplyYaml("pipeline: {max_batch: 1, workers: 1, queue_limit: 1}", "file", &config).ok());
-  const char* environment[] = {"TIM4REC_PIPELINE_WORKERS=2", "TIM4REC_PIPELINE_QUEUE_LIMIT=2",
-                               "PATH=/bin", "TIM4REC_PORT_50051_TCP=tcp://10.0.0.1", nullptr};
+  const char* environment[] = {
+      "TIM4REC_PIPELINE_WORKERS=2", "TIM4REC_PIPELINE_QUEUE_LIMIT=2",        "PATH=/bin",
+      "TIM4REC_FORCE_ISA=scalar",   "TIM4REC_PORT_50051_TCP=tcp://10.0.0.1", nullptr};
   const auto ignored = ApplyEnvironment(environment, &config);
   ASSERT_TRUE(ignored.ok()) << ignored.status();
   EXPECT_THAT(*ignored, ElementsAre("TIM4REC_PORT_50051_TCP"));
