@@ -12,6 +12,8 @@ HWY_BEFORE_NAMESPACE();
 namespace tim4rec::kernels {
 namespace {
 
+static_assert(kTileRows % kMostRows == 0);
+
 // Rows of one run in a tile.
 struct Segment {
   StateHeader* state;
@@ -398,14 +400,36 @@ const float* NextTensors(const Dims& dims, const Tile& tile, int64_t i, int32_t 
   return nullptr;
 }
 
+// in_proj. In the last layer z is read of the rows with an output only: where those are few, it is
+// made of them alone.
+void ProjectRows(const Dims& dims, const BlockedLinear& in_proj, const Tile& tile, bool last_layer,
+                 const FoldScratch& s) {
+  const int64_t x_stride = RoundUp16(dims.d), stride = RoundUp16(dims.projections());
+  int64_t outputs = 0;
+  for (int64_t i = 0; i < tile.count; ++i) outputs += tile.segments[i].ends ? 1 : 0;
+  if (!last_layer || dims.e % 16 != 0 || 4 * outputs > tile.rows) {
+    LinearRows(in_proj, dims.d, dims.projections(), s.x, x_stride, tile.rows, s.projected, stride);
+    return;
+  }
+  const BlockedLinear after_z = {in_proj.weights + static_cast<int64_t>(dims.e) * dims.d,
+                                 in_proj.bias + dims.e};
+  LinearRows(after_z, dims.d, dims.projections() - dims.e, s.x, x_stride, tile.rows,
+             s.projected + dims.e, stride);
+  for (int64_t i = 0; i < tile.count; ++i) {
+    if (!tile.segments[i].ends) continue;
+    const int64_t row = tile.segments[i].first_row + tile.segments[i].rows - 1;
+    LinearRows(in_proj, dims.d, dims.e, s.x + row * x_stride, x_stride, 1,
+               s.projected + row * stride, stride);
+  }
+}
+
 // Rules 7 to 10: updates the layer's states and leaves the SSD's output in s.y.
 void MixSequences(const Dims& dims, const LayerWeights& w, const BlockedLayer& blocked,
                   const Tile& tile, int32_t layer, const FoldScratch& s) {
   const int64_t projected_stride = RoundUp16(dims.projections());
   const int64_t xbc_stride = RoundUp16(dims.conv_channels());
   const int64_t layer_offset = layer * dims.layer_floats;
-  LinearRows(blocked.in_proj, dims.d, dims.projections(), s.x, RoundUp16(dims.d), tile.rows,
-             s.projected, projected_stride);
+  ProjectRows(dims, blocked.in_proj, tile, layer + 1 == dims.layers, s);
   for (int64_t r = 0; r < tile.rows; ++r) {
     const float* dt = s.projected + r * projected_stride + dims.e + dims.conv_channels();
     for (int64_t h = 0; h < dims.h; h += kLanes) {
@@ -547,14 +571,25 @@ void FoldTile(const Dims& dims, const Weights& weights, const BlockedLayer* bloc
   }
 }
 
+// Tiles of nearly equal sizes, in whole groups of rows: a last tile of a few would pay for all the
+// weights.
+int64_t RowsOfTiles(const FoldRun* runs, int64_t count) {
+  int64_t rows = 0;
+  for (int64_t i = 0; i < count; ++i) rows += runs[i].count;
+  if (rows <= kTileRows) return kTileRows;
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  return ((rows + tiles - 1) / tiles + kMostRows - 1) / kMostRows * kMostRows;
+}
+
 void Fold(const Dims& dims, const Weights& weights, const BlockedLayer* layers, const FoldRun* runs,
           int64_t count, float* scratch) {
   FoldScratch s;
   CarveFold(dims, scratch, &s);
+  const int64_t most = RowsOfTiles(runs, count);
   Tile tile;
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t done = 0; done < runs[i].count;) {
-      const int64_t room = kTileRows - tile.rows;
+      const int64_t room = most - tile.rows;
       const int64_t left = runs[i].count - done;
       const int64_t rows = left < room ? left : room;
       tile.segments[tile.count++] = {
@@ -566,7 +601,7 @@ void Fold(const Dims& dims, const Weights& weights, const BlockedLayer* layers, 
           runs[i].writes == nullptr ? nullptr : runs[i].writes + done * dims.h};
       tile.rows += rows;
       done += rows;
-      if (tile.rows < kTileRows) continue;
+      if (tile.rows < most) continue;
       FoldTile(dims, weights, layers, tile, s);
       tile.count = tile.rows = 0;
     }

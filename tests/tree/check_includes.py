@@ -32,7 +32,7 @@ OURS["model/evaluation"].append("model/weights")
 OURS["model/training"].append("model/engine")
 
 THEIRS = {
-    "torch/": ["model/reference", "model/training", "model/backends/torch", "tests/model"],
+    "torch/": ["model/reference", "model/training", "model/backends/torch", "tests/model", "tests/bench"],
     "ATen/": ["model/reference", "model/training", "model/backends/torch", "tests/model"],
     "c10/": ["model/reference", "model/training", "model/backends/torch", "tests/model"],
     "grpc": ["server", "tests/server", "tests/e2e", "tests/bench"],
