@@ -2,12 +2,15 @@
 
 Usage: deploy_test.py ROOT PRESET [unittest arguments]
 """
+import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import unittest
+import urllib.request
 
 ROOT, PRESET = pathlib.Path(sys.argv.pop(1)), sys.argv.pop(1)
 DEPLOY = ROOT / "deploy"
@@ -78,20 +81,42 @@ class Quickstart(unittest.TestCase):
         self.assertEqual(done.returncode, 0)
         self.assertIn("Usage: deploy/quickstart.sh [--exit] [INTERACTIONS]", done.stdout)
 
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.data = pathlib.Path(folder.name, "tiny.inter")
+        self.env = {"PATH": "/usr/local/cuda/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": folder.name,
+                    "TIM4REC_PRESET": PRESET, "TIM4REC_RUN": str(pathlib.Path(folder.name, "run")),
+                    "TIM4REC_TRAIN_FLAGS": "--epochs 2"}
+        run(sys.executable, DEPLOY / "synthesize.py", self.data, "--users", 40, "--items", 80, "--events", 20)
+
     def test_from_a_file_to_recommendations(self):
-        with tempfile.TemporaryDirectory() as folder:
-            data = pathlib.Path(folder, "tiny.inter")
-            run(sys.executable, DEPLOY / "synthesize.py", data, "--users", 40, "--items", 80, "--events", 20)
-            done = run(DEPLOY / "quickstart.sh", "--exit", data, timeout=900,
-                       env={"PATH": "/usr/local/cuda/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": folder,
-                            "TIM4REC_PRESET": PRESET, "TIM4REC_RUN": str(pathlib.Path(folder, "run")),
-                            "TIM4REC_TRAIN_FLAGS": "--epochs 2"})
-            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-            for heading in ("last interactions", "top 10 before", "top 10 after", "thirty days later",
-                            "gRPC     127.0.0.1:", "metrics  http://127.0.0.1:", "the server was stopped"):
-                self.assertIn(heading, done.stdout)
-            rows = [line for line in done.stdout.splitlines() if re.search(r"Series \d+, Part \d+.* {3}.*Series", line)]
-            self.assertEqual(len(rows), 30, done.stdout)
+        done = run(DEPLOY / "quickstart.sh", "--exit", self.data, timeout=900, env=self.env)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        for heading in ("last interactions", "top 10 before", "top 10 after", "thirty days later",
+                        "gRPC     127.0.0.1:", "metrics  http://127.0.0.1:", "the server was stopped"):
+            self.assertIn(heading, done.stdout)
+        rows = [line for line in done.stdout.splitlines() if re.search(r"Series \d+, Part \d+.* {3}.*Series", line)]
+        self.assertEqual(len(rows), 30, done.stdout)
+
+    def test_the_server_answers_until_ctrl_c_and_is_then_drained(self):
+        # A shell cannot trap a signal that was ignored when it started, as it is in background jobs.
+        with subprocess.Popen([DEPLOY / "quickstart.sh", self.data], env=self.env, text=True, start_new_session=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as quickstart:
+            metrics = None
+            for line in quickstart.stdout:
+                metrics = line.split()[-1] if line.startswith("metrics  http") else metrics
+                if line.startswith("stop it with Ctrl-C"):
+                    break
+            self.assertIsNotNone(metrics)
+            with urllib.request.urlopen(metrics, timeout=30) as answer:
+                self.assertIn("tim4rec_requests_total", answer.read().decode())
+            os.killpg(quickstart.pid, signal.SIGINT)
+            self.assertIn("the server has stopped", quickstart.stdout.read())
+            self.assertEqual(quickstart.wait(), 0)
+        log = pathlib.Path(self.env["TIM4REC_RUN"], "server.log").read_text()
+        self.assertIn('"stopped"', log.splitlines()[-1])
 
 
 if __name__ == "__main__":
