@@ -321,6 +321,12 @@ HWY_NOINLINE void UpdateLanes(const Dims& dims, const float* skip, const Lanes* 
     state[g] =
         rows.ssm + lanes[g].head * dims.n * dims.p + lanes[g].channel - lanes[g].head * dims.p;
   }
+  // Copies: the compiler must take a store of floats for a change of what it reads by reference.
+  const int64_t row_floats = dims.p, state_floats = dims.n * int64_t{dims.p};
+  const int64_t ahead_bytes = rows.ahead_bytes;
+  int64_t counts[kGroup];
+#pragma GCC unroll 4
+  for (int g = 0; g < kGroup; ++g) counts[g] = lanes[g].count;
   for (int64_t r = 0; r < rows.rows; ++r) {
     const float* xbc = rows.xbc + r * rows.xbc_stride;
     const float* HWY_RESTRICT b = xbc + dims.e;
@@ -334,16 +340,16 @@ HWY_NOINLINE void UpdateLanes(const Dims& dims, const float* skip, const Lanes* 
       carry[g] = Constant(rows.carry[head]);
       y[g] = hn::Zero(kF);
     }
-    for (int64_t n = 0; n < dims.n; ++n) {
-      const V b_n = Constant(b[n]);
-      const V c_n = Constant(c[n]);
+    for (int64_t at_n = 0; at_n < state_floats; at_n += row_floats) {
+      const V b_n = Constant(*b++);
+      const V c_n = Constant(*c++);
 #pragma GCC unroll 4
       for (int g = 0; g < kGroup; ++g) {
-        float* at = state[g] + n * dims.p;
-        __builtin_prefetch(reinterpret_cast<const char*>(at) + rows.ahead_bytes);
-        V s = LoadState<kWhole>(at, lanes[g].count);
+        float* at = state[g] + at_n;
+        __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead_bytes);
+        V s = LoadState<kWhole>(at, counts[g]);
         s = hn::MulAdd(dx[g], b_n, hn::Mul(carry[g], s));
-        StoreState<kWhole>(s, at, lanes[g].count);
+        StoreState<kWhole>(s, at, counts[g]);
         y[g] = hn::MulAdd(s, c_n, y[g]);
       }
     }
