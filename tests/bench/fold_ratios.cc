@@ -6,6 +6,7 @@
 // of each instruction set, median with smallest and largest over the rounds, the ratio to scalar
 // code, and the share of what the same run's multiply-adds in registers allow.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -26,7 +27,7 @@ struct Spread {
 
   double Quantile(double q) {
     std::sort(values.begin(), values.end());
-    return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
+    return values[static_cast<size_t>(std::lround(q * static_cast<double>(values.size() - 1)))];
   }
 };
 
