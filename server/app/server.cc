@@ -118,7 +118,7 @@ void Server::Rep::StartPipeline() {
   service = std::make_unique<RecommenderService>(
       ServiceDeps{engine.get(), pipeline.get(), &metrics,
                   RequestLimits{config.limits.max_clock_skew_ms, config.limits.max_interactions,
-                                config.limits.max_item_ids},
+                                config.limits.max_item_ids, config.limits.max_stream_batches},
                   model_name, absl::Now});
 }
 
@@ -172,6 +172,7 @@ absl::Status Server::Drain() {
   rep.ready = false;
   rep.metrics.ready->Set(0);
   if (rep.grpc != nullptr) rep.grpc->GetHealthCheckService()->SetServingStatus(false);
+  if (rep.service != nullptr) rep.service->Drain();
   absl::Status drained = rep.pipeline == nullptr ? absl::OkStatus() : rep.pipeline->Drain();
   if (rep.grpc != nullptr) {
     const absl::Time give_up = absl::Now() + absl::Milliseconds(rep.config.server.drain_timeout_ms);

@@ -38,6 +38,7 @@ void VisitKeys(Config& c, Visitor&& visit) {
   visit("limits.max_interactions", c.limits.max_interactions);
   visit("limits.max_item_ids", c.limits.max_item_ids);
   visit("limits.max_message_bytes", c.limits.max_message_bytes);
+  visit("limits.max_stream_batches", c.limits.max_stream_batches);
   visit("server.drain_timeout_ms", c.server.drain_timeout_ms);
   visit("log.level", c.log.level);
 }
@@ -112,6 +113,7 @@ absl::Status ServerConfig::Validate() const {
   range("limits.max_interactions", limits.max_interactions, 1, 1 << 24);
   range("limits.max_item_ids", limits.max_item_ids, 1, 1 << 24);
   range("limits.max_message_bytes", limits.max_message_bytes, 1024, 1 << 30);
+  range("limits.max_stream_batches", limits.max_stream_batches, 1, 65536);
   range("server.drain_timeout_ms", server.drain_timeout_ms, 0, kYearMs);
   if (log.level != "debug" && log.level != "info" && log.level != "warning" &&
       log.level != "error") {

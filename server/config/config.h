@@ -44,6 +44,7 @@ struct ServerConfig {
     int64_t max_interactions = 10000;
     int64_t max_item_ids = 10000;
     int64_t max_message_bytes = 4194304;
+    int64_t max_stream_batches = 8;
   } limits;
 
   struct Server {

@@ -28,6 +28,10 @@ absl::Status Pipeline::Submit(Job* job) {
   return workers_[PartitionOf(job->user_id) % workers_.size()]->Submit(job);
 }
 
+absl::Status Pipeline::SubmitBulk(Job* job) {
+  return workers_[PartitionOf(job->user_id) % workers_.size()]->SubmitBulk(job);
+}
+
 absl::Status Pipeline::Drain() {
   for (const auto& worker : workers_) worker->Close();
   for (const auto& worker : workers_) worker->Join();

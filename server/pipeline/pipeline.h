@@ -62,6 +62,10 @@ class Pipeline {
   // full, UNAVAILABLE once draining; then the job was not taken. Never blocks on work.
   absl::Status Submit(Job* job);
 
+  // As Submit, for callers that wait and try again: bulk jobs fill at most half of a queue, so that
+  // single calls still find room, and a refusal is not counted as a dropped request.
+  absl::Status SubmitBulk(Job* job);
+
   // Refuses new jobs, answers those taken, writes all changed states and flushes the state store.
   // The status is the store's. Repeatable.
   absl::Status Drain();

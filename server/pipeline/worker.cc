@@ -27,10 +27,19 @@ Worker::~Worker() {
 }
 
 absl::Status Worker::Submit(Job* job) {
+  absl::Status queued = Enqueue(job, options_.queue_limit);
+  if (absl::IsResourceExhausted(queued)) deps_.metrics->dropped_queue_full->Increment();
+  return queued;
+}
+
+absl::Status Worker::SubmitBulk(Job* job) {
+  return Enqueue(job, std::max<int64_t>(1, options_.queue_limit / 2));
+}
+
+absl::Status Worker::Enqueue(Job* job, int64_t limit) {
   std::unique_lock lock(mutex_);
   if (closed_) return absl::UnavailableError("the server is draining; try another one");
-  if (static_cast<int64_t>(queue_.size()) >= options_.queue_limit) {
-    deps_.metrics->dropped_queue_full->Increment();
+  if (static_cast<int64_t>(queue_.size()) >= limit) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "queue full: ", queue_.size(), " requests wait (pipeline.queue_limit); try again later"));
   }

@@ -25,12 +25,16 @@ class Worker {
 
   // As Pipeline::Submit. Any thread.
   absl::Status Submit(Job* job);
+  // As Pipeline::SubmitBulk. Any thread.
+  absl::Status SubmitBulk(Job* job);
 
   // Refuses new jobs; the thread ends once those taken are complete and changed states are written.
   void Close();
   void Join();
 
  private:
+  // Queues the job if fewer than `limit` wait.
+  absl::Status Enqueue(Job* job, int64_t limit);
   void Run();
   // Moves waiting jobs into `batch`, or waits until there are some, `until` has come or the queue
   // is closed. False once closed and empty.

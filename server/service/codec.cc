@@ -94,6 +94,31 @@ v1::InteractionStatus EncodeOutcome(EventOutcome outcome) {
   return v1::INTERACTION_STATUS_UNSPECIFIED;
 }
 
+Durability DecodeAck(v1::Ack ack, const DecodeContext& context, Violations* faults) {
+  if (ack != v1::ACK_UNSPECIFIED && ack != v1::ACK_APPLIED && ack != v1::ACK_DURABLE) {
+    faults->Add(context.path + "ack",
+                absl::StrCat(static_cast<int>(ack), " is none of ACK_APPLIED, ACK_DURABLE"));
+  }
+  return ack == v1::ACK_DURABLE ? Durability::kSynced : Durability::kBuffered;
+}
+
+void DecodeInteractions(const google::protobuf::RepeatedPtrField<v1::Interaction>& interactions,
+                        const DecodeContext& context, RecordCommand* command,
+                        std::vector<std::string>* rejections) {
+  rejections->resize(interactions.size());
+  command->events.reserve(interactions.size());
+  for (int i = 0; i < interactions.size(); ++i) {
+    const v1::Interaction& interaction = interactions[i];
+    const std::string path = context.broken->empty()
+                                 ? std::string()
+                                 : absl::StrCat(context.path, "interactions[", i, "].");
+    (*rejections)[i] = InteractionFault(interaction, path, context);
+    if (!(*rejections)[i].empty()) continue;
+    command->events.push_back(
+        {interaction.item_id(), interaction.timestamp_ms(), interaction.event_id()});
+  }
+}
+
 }  // namespace
 
 void CheckUserId(const std::string& user_id, const DecodeContext& context, Violations* faults) {
@@ -105,13 +130,7 @@ void CheckUserId(const std::string& user_id, const DecodeContext& context, Viola
 void DecodeRecord(const v1::RecordInteractionsRequest& request, const DecodeContext& context,
                   RecordCommand* command, std::vector<std::string>* rejections,
                   Violations* faults) {
-  if (request.ack() != v1::ACK_UNSPECIFIED && request.ack() != v1::ACK_APPLIED &&
-      request.ack() != v1::ACK_DURABLE) {
-    faults->Add(context.path + "ack", absl::StrCat(static_cast<int>(request.ack()),
-                                                   " is none of ACK_APPLIED, ACK_DURABLE"));
-  }
-  command->durability =
-      request.ack() == v1::ACK_DURABLE ? Durability::kSynced : Durability::kBuffered;
+  command->durability = DecodeAck(request.ack(), context, faults);
   const int count = request.interactions_size();
   if (count > context.limits->max_interactions) {
     faults->Add(context.path + "interactions",
@@ -119,17 +138,29 @@ void DecodeRecord(const v1::RecordInteractionsRequest& request, const DecodeCont
                              ", limits.max_interactions)"));
     return;
   }
-  rejections->resize(count);
-  command->events.reserve(count);
-  for (int i = 0; i < count; ++i) {
-    const v1::Interaction& interaction = request.interactions(i);
-    const std::string path = context.broken->empty()
-                                 ? std::string()
-                                 : absl::StrCat(context.path, "interactions[", i, "].");
-    (*rejections)[i] = InteractionFault(interaction, path, context);
-    if (!(*rejections)[i].empty()) continue;
-    command->events.push_back(
-        {interaction.item_id(), interaction.timestamp_ms(), interaction.event_id()});
+  DecodeInteractions(request.interactions(), context, command, rejections);
+}
+
+void DecodeBatch(const v1::StreamInteractionsRequest& request, const DecodeContext& context,
+                 Durability* durability, Violations* faults) {
+  *durability = DecodeAck(request.ack(), context, faults);
+  int64_t count = 0;
+  for (const v1::UserInteractions& entry : request.users()) count += entry.interactions_size();
+  if (count > context.limits->max_interactions) {
+    faults->Add(context.path + "users",
+                absl::StrCat("have ", count, " interactions (at most ",
+                             context.limits->max_interactions, ", limits.max_interactions)"));
+  }
+}
+
+void DecodeBatchEntry(const v1::UserInteractions& entry, const DecodeContext& context,
+                      RecordCommand* command, std::vector<std::string>* rejections) {
+  const std::string fault =
+      IdFault(entry.user_id(), context.path + "user_id", false, *context.broken);
+  if (fault.empty()) {
+    DecodeInteractions(entry.interactions(), context, command, rejections);
+  } else {
+    rejections->assign(entry.interactions_size(), absl::StrCat("user_id: ", fault));
   }
 }
 
@@ -201,6 +232,33 @@ void EncodeRecord(const RecordCommand& command, const std::vector<std::string>& 
     }
   }
   response->set_state_version(command.state_version);
+}
+
+void EncodeBatchEntry(const RecordCommand& command, const std::vector<std::string>& rejections,
+                      uint32_t user_index, v1::StreamInteractionsResponse* response) {
+  for (size_t i = 0; i < rejections.size(); ++i) {
+    if (rejections[i].empty()) continue;
+    v1::RejectedInteraction* rejected = response->add_rejected();
+    rejected->set_user_index(user_index);
+    rejected->set_interaction_index(static_cast<uint32_t>(i));
+    rejected->set_reason(rejections[i]);
+  }
+  for (const EventOutcome outcome : command.outcomes) {
+    switch (outcome) {
+      case EventOutcome::kApplied:
+        response->set_applied(response->applied() + 1);
+        break;
+      case EventOutcome::kDuplicate:
+        response->set_duplicates(response->duplicates() + 1);
+        break;
+      case EventOutcome::kLateRefolded:
+        response->set_late_refolded(response->late_refolded() + 1);
+        break;
+      case EventOutcome::kUnknownItem:
+        response->set_unknown_items(response->unknown_items() + 1);
+        break;
+    }
+  }
 }
 
 void EncodeRecommend(const RecommendCommand& command, const Provenance& provenance,

@@ -19,6 +19,7 @@ struct RequestLimits {
   int64_t max_clock_skew_ms = 300'000;
   int64_t max_interactions = 10'000;
   int64_t max_item_ids = 10'000;
+  int64_t max_stream_batches = 8;
 };
 
 inline constexpr int kMostIdBytes = 256;
@@ -49,6 +50,15 @@ void CheckUserId(const std::string& user_id, const DecodeContext& context, Viola
 void DecodeRecord(const v1::RecordInteractionsRequest& request, const DecodeContext& context,
                   RecordCommand* command, std::vector<std::string>* rejections, Violations* faults);
 
+// What concerns a batch as a whole: its ack and its size.
+void DecodeBatch(const v1::StreamInteractionsRequest& request, const DecodeContext& context,
+                 Durability* durability, Violations* faults);
+
+// One entry of a batch; `context.path` is the entry's ("users[2]."). As DecodeRecord, but a faulty
+// user_id rejects every interaction of the entry.
+void DecodeBatchEntry(const v1::UserInteractions& entry, const DecodeContext& context,
+                      RecordCommand* command, std::vector<std::string>* rejections);
+
 // The options of a recommendation, user_id left out. The status is UNIMPLEMENTED for a field that
 // this server does not offer, NOT_FOUND for another model.
 absl::Status DecodeRecommend(const v1::RecommendRequest& request, const DecodeContext& context,
@@ -59,6 +69,10 @@ void DecodeGetUser(const v1::GetUserRequest& request, const DecodeContext& conte
 
 void EncodeRecord(const RecordCommand& command, const std::vector<std::string>& rejections,
                   v1::RecordInteractionsResponse* response);
+
+// Adds an entry's outcomes and rejections to the answer of its batch.
+void EncodeBatchEntry(const RecordCommand& command, const std::vector<std::string>& rejections,
+                      uint32_t user_index, v1::StreamInteractionsResponse* response);
 
 struct Provenance {
   const ItemCatalog* catalog;

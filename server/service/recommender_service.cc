@@ -247,10 +247,9 @@ grpc::ServerUnaryReactor* RecommenderService::RecommendForHistory(grpc::Callback
   return new RefusedCall(NotOffered(deps_, Method::kRecommendForHistory));
 }
 
-grpc::ServerBidiReactor<v1::StreamInteractionsRequest, v1::StreamInteractionsResponse>*
-RecommenderService::StreamInteractions(grpc::CallbackServerContext*) {
-  return new RefusedStream<v1::StreamInteractionsRequest, v1::StreamInteractionsResponse>(
-      NotOffered(deps_, Method::kStreamInteractions));
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* RecommenderService::StreamInteractions(
+    grpc::CallbackServerContext* context) {
+  return streams_.Open(context);
 }
 
 grpc::ServerBidiReactor<v1::RecommendBatchRequest, v1::RecommendBatchResponse>*

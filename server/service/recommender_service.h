@@ -4,30 +4,15 @@
 
 #include <atomic>
 #include <cstdint>
-#include <functional>
-#include <string>
 #include <utility>
 
-#include "absl/time/time.h"
-#include "model/engine/engine.h"
-#include "server/pipeline/pipeline.h"
-#include "server/service/codec.h"
-#include "server/telemetry/metrics.h"
+#include "server/service/interaction_stream.h"
+#include "server/service/service_deps.h"
 #include "tim4rec/v1/recommender.grpc.pb.h"
 
 namespace tim4rec {
 
-// What a call needs; all of it outlives the service.
-struct ServiceDeps {
-  const Engine* engine;
-  Pipeline* pipeline;
-  Metrics* metrics;
-  RequestLimits limits;
-  std::string model_name;
-  std::function<absl::Time()> clock;  // any thread
-};
-
-// Unary requests arrive as raw bytes, since a string that is not UTF-8 must be answered for its
+// Requests arrive as raw bytes, since a string that is not UTF-8 must be answered for its
 // field (see parse.h). gRPC's threads parse, validate and submit, and never block; the pipeline's
 // worker encodes the answer.
 class RecommenderService final
@@ -35,7 +20,7 @@ class RecommenderService final
           v1::Recommender::WithRawCallbackMethod_Recommend<
               v1::Recommender::WithRawCallbackMethod_RecordAndRecommend<
                   v1::Recommender::WithRawCallbackMethod_RecommendForHistory<
-                      v1::Recommender::WithCallbackMethod_StreamInteractions<
+                      v1::Recommender::WithRawCallbackMethod_StreamInteractions<
                           v1::Recommender::WithCallbackMethod_RecommendBatch<
                               v1::Recommender::WithRawCallbackMethod_GetUser<
                                   v1::Recommender::WithRawCallbackMethod_DeleteUser<
@@ -43,8 +28,11 @@ class RecommenderService final
  public:
   explicit RecommenderService(ServiceDeps deps) : deps_(std::move(deps)) {}
 
-  // Unary calls that have begun and whose answers have not left. Any thread.
-  int64_t in_flight() const { return in_flight_.load(); }
+  // Calls and streams that have begun and not ended. Any thread.
+  int64_t in_flight() const { return in_flight_.load() + streams_.open(); }
+
+  // Ends the streams once what they have taken is answered; before the pipeline drains. Any thread.
+  void Drain() { streams_.Drain(); }
 
   grpc::ServerUnaryReactor* RecordInteractions(grpc::CallbackServerContext* context,
                                                const grpc::ByteBuffer* request,
@@ -58,8 +46,8 @@ class RecommenderService final
   grpc::ServerUnaryReactor* RecommendForHistory(grpc::CallbackServerContext* context,
                                                 const grpc::ByteBuffer* request,
                                                 grpc::ByteBuffer* response) override;
-  grpc::ServerBidiReactor<v1::StreamInteractionsRequest, v1::StreamInteractionsResponse>*
-  StreamInteractions(grpc::CallbackServerContext* context) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StreamInteractions(
+      grpc::CallbackServerContext* context) override;
   grpc::ServerBidiReactor<v1::RecommendBatchRequest, v1::RecommendBatchResponse>* RecommendBatch(
       grpc::CallbackServerContext* context) override;
   grpc::ServerUnaryReactor* GetUser(grpc::CallbackServerContext* context,
@@ -72,6 +60,7 @@ class RecommenderService final
  private:
   const ServiceDeps deps_;
   std::atomic<int64_t> in_flight_ = 0;
+  InteractionStreams streams_{deps_};
 };
 
 }  // namespace tim4rec

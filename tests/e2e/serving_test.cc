@@ -244,9 +244,6 @@ TEST_F(Serving, WhatIsNotOfferedSaysSo) {
   const grpc::Status status = stub_->RecommendForHistory(&history, {}, &response);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
   EXPECT_THAT(status.error_message(), HasSubstr("RecommendForHistory"));
-  Context stream_context;
-  auto stream = stub_->StreamInteractions(&stream_context);
-  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNIMPLEMENTED);
   Context batch_context;
   auto batch = stub_->RecommendBatch(&batch_context);
   EXPECT_EQ(batch->Finish().error_code(), grpc::StatusCode::UNIMPLEMENTED);

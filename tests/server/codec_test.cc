@@ -175,6 +175,46 @@ TEST_F(Codec, OtherModelsAreNotFoundAndTheLoadedOneIsByEitherName) {
   }
 }
 
+TEST_F(Codec, ABatchCountsInteractionsOverAllUsersAndRejectsFaultyUsersWhole) {
+  v1::StreamInteractionsRequest request;
+  for (const std::string& user : {std::string(), std::string("good"), std::string(257, 'u')}) {
+    v1::UserInteractions* entry = request.add_users();
+    entry->set_user_id(user);
+    entry->add_interactions()->set_item_id("item1");
+    entry->add_interactions();
+  }
+  Durability durability;
+  DecodeBatch(request, context_, &durability, &faults_);
+  EXPECT_THAT(std::string(faults_.ToStatus().message()),
+              HasSubstr("users: have 6 interactions (at most 5"));
+  faults_ = {};
+  request.mutable_users(0)->mutable_interactions()->RemoveLast();
+  request.set_ack(v1::ACK_DURABLE);
+  DecodeBatch(request, context_, &durability, &faults_);
+  EXPECT_TRUE(faults_.empty());
+  EXPECT_EQ(durability, Durability::kSynced);
+
+  broken_ = {"users[1].interactions[0].item_id"};
+  v1::StreamInteractionsResponse response;
+  for (int u = 0; u < 3; ++u) {
+    context_.path = absl::StrCat("users[", u, "].");
+    command_ = {};
+    std::vector<std::string> rejections;
+    DecodeBatchEntry(request.users(u), context_, &command_, &rejections);
+    EXPECT_TRUE(command_.events.empty());
+    EncodeBatchEntry(command_, rejections, u, &response);
+  }
+  std::vector<std::string> rejected;
+  for (const auto& r : response.rejected()) {
+    rejected.push_back(absl::StrCat(r.user_index(), ".", r.interaction_index(), " ", r.reason()));
+  }
+  EXPECT_THAT(
+      rejected,
+      ElementsAre(HasSubstr("0.0 user_id: is empty"), HasSubstr("1.0 item_id: is not valid UTF-8"),
+                  HasSubstr("1.1 item_id: is empty"), HasSubstr("2.0 user_id: has 257"),
+                  HasSubstr("2.1 user_id: has 257")));
+}
+
 TEST_F(Codec, FieldsThatAreNotOfferedAreNamed) {
   v1::RecommendRequest request;
   request.add_category_none_of("horror");

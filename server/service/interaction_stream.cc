@@ -1,0 +1,317 @@
+#include "server/service/interaction_stream.h"
+
+#include <google/protobuf/arena.h>
+#include <grpcpp/alarm.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/codegen/proto_utils.h>
+
+#include <atomic>
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "server/service/parse.h"
+#include "server/service/status.h"
+
+namespace tim4rec {
+namespace {
+
+// How long a batch waits before it asks a full queue again: about one micro-batch.
+constexpr std::chrono::milliseconds kRetryDelay(2);
+
+struct Batch;
+
+// The interactions of one user in a batch.
+struct EntryJob final : Job {
+  void Complete() override;
+
+  InteractionStream* stream = nullptr;
+  Batch* batch = nullptr;
+  uint32_t user_index = 0;
+  std::vector<std::string> rejections;
+};
+
+struct Batch {
+  uint64_t sequence = 0;
+  absl::Time start;
+  std::deque<EntryJob> jobs;
+  size_t submitted = 0;          // jobs handed to the pipeline, or passed over
+  std::atomic<size_t> left = 1;  // jobs to be completed, and one until all are submitted
+  absl::Status status;           // of the batch as a whole
+  bool done = false;             // guarded by the stream
+
+  // Whether that was the last one.
+  bool Release() { return left.fetch_sub(1, std::memory_order_acq_rel) == 1; }
+};
+
+}  // namespace
+
+// What is read is decoded and submitted by gRPC's threads; the worker that completes a batch writes
+// its answer, or leaves that to whoever completes the batch before it. Nothing is read while a
+// batch waits for room in a queue, or while `max_stream_batches` are unanswered: gRPC's flow
+// control then holds back the client.
+class InteractionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+ public:
+  InteractionStream(InteractionStreams* streams, grpc::CallbackServerContext* context)
+      : streams_(*streams),
+        deps_(streams->deps_),
+        deadline_(absl::FromChrono(context->deadline())) {}
+
+  void Start() {
+    std::lock_guard lock(mutex_);
+    Step();
+  }
+
+  void Drain() {
+    std::lock_guard lock(mutex_);
+    End(absl::UnavailableError(
+        "the server is draining; send what it has not answered to another one"));
+    Step();
+  }
+
+  void OnBatchDone(Batch* batch);
+
+ private:
+  void OnReadDone(bool ok) override;
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+  std::unique_ptr<Batch> Decode();
+  // Hands the batch's jobs to the pipeline, at once or as there is room.
+  void SubmitJobs(Batch* batch);
+
+  // All below: with `mutex_` held.
+
+  // Reads no more. The stream ends with the first error once no batch is left.
+  void End(absl::Status status) {
+    ending_ = true;
+    if (end_.ok()) end_ = std::move(status);
+  }
+  // Ends, and answers no batch any more.
+  void Break(absl::Status status) {
+    broken_ = true;
+    End(std::move(status));
+  }
+  // Does what can be done next: write an answer, read a batch, finish.
+  void Step();
+  void WriteAnswer(const Batch& batch);
+
+  InteractionStreams& streams_;
+  const ServiceDeps& deps_;
+  const absl::Time deadline_;
+  std::atomic<bool> cancelled_ = false;
+  std::unique_ptr<grpc::Alarm> retry_;  // belongs to whoever submits
+
+  // Held over calls into gRPC, since a stream that may finish must not be touched afterwards, and
+  // recursive in case that gRPC calls back at once.
+  std::recursive_mutex mutex_;
+  std::deque<std::unique_ptr<Batch>> batches_;  // not yet answered, in the order of the stream
+  grpc::ByteBuffer request_;
+  grpc::ByteBuffer response_;
+  bool reading_ = false;
+  bool taking_ = false;   // what was read is being decoded or submitted
+  bool writing_ = false;  // the answer to the first batch
+  bool ending_ = false;
+  bool broken_ = false;
+  bool finished_ = false;
+  absl::Status end_;
+};
+
+void EntryJob::Complete() {
+  if (batch->Release()) stream->OnBatchDone(batch);
+}
+
+void InteractionStream::Step() {
+  if (finished_) return;
+  while (!writing_ && !batches_.empty() && batches_.front()->done) {
+    const Batch& batch = *batches_.front();
+    if (!broken_ && batch.status.ok()) {
+      writing_ = true;
+      WriteAnswer(batch);
+      return;
+    }
+    if (!batch.status.ok()) Break(batch.status);
+    batches_.pop_front();
+  }
+  if (ending_) {
+    if (taking_ || writing_ || !batches_.empty()) return;
+    finished_ = true;
+    const grpc::Status status = ToGrpcStatus(end_);
+    if (!status.ok()) {
+      deps_.metrics->CountRequest(Method::kStreamInteractions, status.error_code(), 0);
+    }
+    Finish(status);
+  } else if (!reading_ && !taking_ &&
+             static_cast<int64_t>(batches_.size()) < deps_.limits.max_stream_batches) {
+    reading_ = true;
+    StartRead(&request_);
+  }
+}
+
+void InteractionStream::OnReadDone(bool ok) {
+  {
+    std::lock_guard lock(mutex_);
+    reading_ = false;
+    if (!ok) End(absl::OkStatus());
+    if (ending_) return Step();
+    taking_ = true;
+  }
+  std::unique_ptr<Batch> decoded = Decode();
+  Batch* batch = decoded.get();
+  {
+    std::lock_guard lock(mutex_);
+    batches_.push_back(std::move(decoded));
+  }
+  SubmitJobs(batch);
+}
+
+std::unique_ptr<Batch> InteractionStream::Decode() {
+  auto batch = std::make_unique<Batch>();
+  batch->start = absl::Now();
+  google::protobuf::Arena arena;
+  auto* request = google::protobuf::Arena::CreateMessage<v1::StreamInteractionsRequest>(&arena);
+  BrokenText broken;
+  batch->status = ParseRequest(request_, request, &broken);
+  request_.Clear();
+  if (!batch->status.ok()) return batch;
+  batch->sequence = request->sequence();
+  DecodeContext context{.limits = &deps_.limits,
+                        .catalog = &deps_.engine->catalog(),
+                        .model_name = deps_.model_name,
+                        .fingerprint = deps_.engine->fingerprint(),
+                        .now_ms = absl::ToUnixMillis(deps_.clock()),
+                        .broken = &broken};
+  Violations faults;
+  Durability durability;
+  DecodeBatch(*request, context, &durability, &faults);
+  batch->status = faults.ToStatus();
+  if (!batch->status.ok()) return batch;
+  int64_t rejected = 0;
+  for (int u = 0; u < request->users_size(); ++u) {
+    EntryJob& job = batch->jobs.emplace_back();
+    job.stream = this;
+    job.batch = batch.get();
+    job.user_index = static_cast<uint32_t>(u);
+    job.user_id = request->users(u).user_id();
+    job.deadline = deadline_;
+    job.record.emplace().durability = durability;
+    if (!broken.empty()) context.path = absl::StrCat("users[", u, "].");
+    DecodeBatchEntry(request->users(u), context, &*job.record, &job.rejections);
+    for (const std::string& rejection : job.rejections) rejected += !rejection.empty();
+  }
+  deps_.metrics->events_rejected->Increment(static_cast<double>(rejected));
+  batch->left += batch->jobs.size();
+  return batch;
+}
+
+void InteractionStream::SubmitJobs(Batch* batch) {
+  for (; batch->submitted < batch->jobs.size(); ++batch->submitted) {
+    EntryJob& job = batch->jobs[batch->submitted];
+    if (job.record->events.empty()) {
+      job.Complete();
+      continue;
+    }
+    absl::Status taken = cancelled_.load(std::memory_order_relaxed)
+                             ? absl::CancelledError("cancelled by the client")
+                             : deps_.pipeline->SubmitBulk(&job);
+    if (taken.ok()) continue;
+    if (absl::IsResourceExhausted(taken)) {
+      retry_ = std::make_unique<grpc::Alarm>();
+      retry_->Set(std::chrono::system_clock::now() + kRetryDelay,
+                  [this, batch](bool) { SubmitJobs(batch); });
+      return;
+    }
+    job.status = std::move(taken);
+    job.Complete();
+  }
+  std::lock_guard lock(mutex_);
+  taking_ = false;
+  if (batch->Release()) {
+    OnBatchDone(batch);
+  } else {
+    Step();
+  }
+}
+
+void InteractionStream::OnBatchDone(Batch* batch) {
+  std::lock_guard lock(mutex_);
+  for (const EntryJob& job : batch->jobs) batch->status.Update(job.status);
+  batch->done = true;
+  Step();
+}
+
+void InteractionStream::WriteAnswer(const Batch& batch) {
+  google::protobuf::Arena arena;
+  auto* response = google::protobuf::Arena::CreateMessage<v1::StreamInteractionsResponse>(&arena);
+  response->set_sequence(batch.sequence);
+  for (const EntryJob& job : batch.jobs) {
+    EncodeBatchEntry(*job.record, job.rejections, job.user_index, response);
+  }
+  response_.Clear();
+  bool own_buffer;
+  const grpc::Status encoded = grpc::SerializationTraits<v1::StreamInteractionsResponse>::Serialize(
+      *response, &response_, &own_buffer);
+  deps_.metrics->CountRequest(Method::kStreamInteractions, encoded.error_code(),
+                              absl::ToDoubleSeconds(absl::Now() - batch.start));
+  StartWrite(&response_);
+}
+
+void InteractionStream::OnWriteDone(bool ok) {
+  std::lock_guard lock(mutex_);
+  writing_ = false;
+  batches_.pop_front();
+  if (!ok) Break(absl::CancelledError("the client went away"));
+  Step();
+}
+
+void InteractionStream::OnCancel() {
+  cancelled_.store(true, std::memory_order_relaxed);
+  std::lock_guard lock(mutex_);
+  for (const auto& batch : batches_) {
+    for (EntryJob& job : batch->jobs) job.cancelled.store(true, std::memory_order_relaxed);
+  }
+  Break(absl::CancelledError("cancelled by the client"));
+  Step();
+}
+
+void InteractionStream::OnDone() {
+  {
+    std::lock_guard lock(streams_.mutex_);
+    streams_.streams_.erase(this);
+  }
+  // Whoever finished the stream may still hold it.
+  { std::lock_guard lock(mutex_); }
+  delete this;
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* InteractionStreams::Open(
+    grpc::CallbackServerContext* context) {
+  auto* stream = new InteractionStream(this, context);
+  std::lock_guard lock(mutex_);
+  streams_.insert(stream);
+  if (draining_) {
+    stream->Drain();
+  } else {
+    stream->Start();
+  }
+  return stream;
+}
+
+void InteractionStreams::Drain() {
+  std::lock_guard lock(mutex_);
+  draining_ = true;
+  for (InteractionStream* stream : streams_) stream->Drain();
+}
+
+int64_t InteractionStreams::open() const {
+  std::lock_guard lock(mutex_);
+  return static_cast<int64_t>(streams_.size());
+}
+
+}  // namespace tim4rec
