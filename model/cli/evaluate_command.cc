@@ -1,6 +1,5 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -38,22 +37,6 @@ int64_t TrainedMinCount(const ModelPackage& package) {
   return metrics.at(key).is_number_integer() ? metrics.at(key).get<int64_t>() : 5;
 }
 
-absl::Status DumpTopK(const std::string& path, const Dataset& data, const ItemCatalog& catalog,
-                      const std::vector<std::vector<ScoredItem>>& top) {
-  std::ofstream file(path, std::ios::binary);
-  size_t row = 0;
-  for (const UserHistory& history : data.users) {
-    if (!history.evaluated()) continue;
-    file << history.user;
-    for (const ScoredItem& scored : top[row]) file << '\t' << catalog.item(scored.item).id;
-    file << '\n';
-    ++row;
-  }
-  file.close();
-  if (!file) return absl::UnavailableError(absl::StrCat("cannot write --dump-topk ", path));
-  return absl::OkStatus();
-}
-
 absl::Status RunEvaluate(const EvaluateArguments& arguments) {
   const auto engine = OpenEngine(arguments.model, arguments.backend);
   if (!engine.ok()) return engine.status();
@@ -77,7 +60,8 @@ absl::Status RunEvaluate(const EvaluateArguments& arguments) {
   line.Clear();
   if (!result.ok()) return result.status();
   if (!arguments.dump_topk.empty()) {
-    auto dumped = DumpTopK(arguments.dump_topk, *data, (*engine)->catalog(), result->top);
+    auto dumped =
+        DumpTopK("--dump-topk ", arguments.dump_topk, *data, (*engine)->catalog(), result->top);
     if (!dumped.ok()) return dumped;
   }
   if (arguments.json) {

@@ -1,10 +1,9 @@
 #include "model/cli/import_model.h"
 
 #include <cmath>
-#include <limits>
-#include <memory>
 #include <random>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
@@ -15,13 +14,13 @@
 #include "model/cli/import_config.h"
 #include "model/cli/session.h"
 #include "model/reference/reference.h"
+#include "model/training/probe.h"
 #include "model/weights/safetensors.h"
 #include "model/weights/torch_checkpoint.h"
 
 namespace tim4rec {
 namespace {
 
-constexpr int kProbeTop = 20;
 constexpr char kEmbedding[] = "item_embedding.weight";
 constexpr char kPaddingToken[] = "[PAD]";
 
@@ -185,62 +184,20 @@ ProbeCase RandomHistory(const ModelConfig& config, int64_t length, std::mt19937_
   return probe;
 }
 
-// The same weights, each off by up to one part in 10^5.
-NamedTensors Disturbed(NamedTensors tensors, std::mt19937_64* random) {
-  for (auto& [name, tensor] : tensors) {
-    for (float& value : tensor.second) {
-      const double unit = static_cast<double>((*random)() >> 11) * 0x1p-52 - 1;
-      value = static_cast<float>(value * (1 + 1e-5 * unit));
-    }
-  }
-  return tensors;
-}
-
-double RelativeDifference(const std::vector<double>& a, const std::vector<double>& b) {
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    norm += b[i] * b[i];
-  }
-  return std::sqrt(difference / norm);
-}
-
-// Of some random histories, the one whose query vector reacts least to the disturbance. About one
-// history in a hundred, most of them of one event, nearly cancels before a norm, so that no float32
-// program can give its query within the probe's bound: such a one proves nothing.
-absl::StatusOr<ProbeCase> StableCase(const ModelConfig& config, int64_t length,
-                                     const Reference& reference, const Reference& disturbed,
-                                     std::mt19937_64* random) {
-  constexpr int kCandidates = 8;
-  ProbeCase best;
-  double least = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < kCandidates; ++i) {
-    ProbeCase probe = RandomHistory(config, length, random);
-    auto query = reference.Query(probe.items, probe.timestamps_ms, probe.as_of_ms);
-    if (!query.ok()) return query.status();
-    const auto other = disturbed.Query(probe.items, probe.timestamps_ms, probe.as_of_ms);
-    if (!other.ok()) return other.status();
-    const double reaction = RelativeDifference(*other, *query);
-    if (i > 0 && !(reaction < least)) continue;
-    least = reaction;
-    best = std::move(probe);
-    best.query = *std::move(query);
-  }
-  return best;
-}
-
 absl::Status AddProbe(PackageContents* contents) {
+  constexpr int kCandidates = 8;
   std::mt19937_64 random(20240916);
-  const auto reference = Reference::Create(contents->config, contents->tensors);
-  if (!reference.ok()) return reference.status();
-  const auto disturbed = Reference::Create(contents->config, Disturbed(contents->tensors, &random));
-  if (!disturbed.ok()) return disturbed.status();
+  const auto maker = ProbeMaker::Create(contents->config, contents->tensors);
+  if (!maker.ok()) return maker.status();
   const int64_t window = contents->config.max_item_list_length;
   for (const int64_t length :
        {int64_t{1}, int64_t{2}, int64_t{5}, (window + 1) / 2, window, window + 7}) {
-    auto probe = StableCase(contents->config, length, **reference, **disturbed, &random);
+    std::vector<ProbeCase> candidates;
+    for (int i = 0; i < kCandidates; ++i) {
+      candidates.push_back(RandomHistory(contents->config, length, &random));
+    }
+    auto probe = maker->MostStable(candidates);
     if (!probe.ok()) return probe.status();
-    probe->top_items = (*reference)->TopItems(probe->query, kProbeTop);
     contents->probe.push_back(*std::move(probe));
   }
   return absl::OkStatus();

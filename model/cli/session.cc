@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -78,6 +79,22 @@ std::string MetricsJson(const RankingMetrics& m) {
                         {"MRR@10", m.mrr10}, {"HR@20", m.hr20}, {"NDCG@20", m.ndcg20},
                         {"MRR@20", m.mrr20}}
       .dump();
+}
+
+absl::Status DumpTopK(const std::string& what, const std::string& path, const Dataset& data,
+                      const ItemCatalog& catalog, const std::vector<std::vector<ScoredItem>>& top) {
+  std::ofstream file(path, std::ios::binary);
+  size_t row = 0;
+  for (const UserHistory& history : data.users) {
+    if (!history.evaluated()) continue;
+    file << history.user;
+    for (const ScoredItem& scored : top[row]) file << '\t' << catalog.item(scored.item).id;
+    file << '\n';
+    ++row;
+  }
+  file.close();
+  if (!file) return absl::UnavailableError(absl::StrCat("cannot write ", what, path));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<InteractionTable> ReadAndDescribe(const std::string& path, bool skip_bad_rows) {

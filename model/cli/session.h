@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "model/engine/engine.h"
@@ -44,6 +45,11 @@ std::string FormatSeconds(double seconds);
 std::string FormatMetrics(const RankingMetrics& metrics);
 // A JSON object of the same figures.
 std::string MetricsJson(const RankingMetrics& metrics);
+
+// Writes a row of user and items, tab-separated, per evaluated user of `data`, whose lists `top`
+// are in that order. UNAVAILABLE naming `what` (an option, or "") and the path.
+absl::Status DumpTopK(const std::string& what, const std::string& path, const Dataset& data,
+                      const ItemCatalog& catalog, const std::vector<std::vector<ScoredItem>>& top);
 
 // Reads an interaction file and says what is in it.
 absl::StatusOr<InteractionTable> ReadAndDescribe(const std::string& path, bool skip_bad_rows);

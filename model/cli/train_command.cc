@@ -8,6 +8,7 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -21,6 +22,7 @@
 #include "model/cli/session.h"
 #include "model/config/config.h"
 #include "model/evaluation/evaluator.h"
+#include "model/training/baseline.h"
 #include "model/training/export.h"
 #include "model/training/trainer.h"
 #include "model/training/windows.h"
@@ -37,7 +39,10 @@ struct TrainArguments {
   bool skip_bad_rows = false;
   std::string variant = "streaming";
   std::string conv_activation = "silu";
-  bool no_time_write = false, no_time_decay = false, no_time_query = false, no_ffn = false;
+  bool no_time = false, no_time_write = false, no_time_decay = false, no_time_query = false,
+       no_ffn = false;
+  bool p2p_residual = false;
+  std::optional<int64_t> max_length;
   ModelConfig config;
   TrainOptions options;
 };
@@ -48,15 +53,22 @@ fs::path OutputPath(const std::string& out) {
   return path.has_filename() ? path : path.parent_path();
 }
 
-// Finds out before training whether the package can be written after it.
-absl::Status CheckOutput(const fs::path& out) {
+// Finds out before training whether the result can be written after it: a package, or, of a
+// baseline, the figures alone.
+absl::Status CheckOutput(const fs::path& out, bool baseline) {
   std::error_code error;
   if (fs::exists(out, error)) {
     if (!fs::is_directory(out, error)) {
       return absl::InvalidArgumentError(
           absl::StrCat("--out ", out.string(), " is a file; expected a directory"));
     }
-    if (!fs::is_empty(out, error) && !fs::exists(out / "config.json", error)) {
+    if (baseline && fs::exists(out / "config.json", error)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--out ", out.string(),
+                       " holds a model package, and sasrec makes none: it is a baseline that no "
+                       "engine serves; give a new directory for its figures"));
+    }
+    if (!baseline && !fs::is_empty(out, error) && !fs::exists(out / "config.json", error)) {
       return absl::InvalidArgumentError(
           absl::StrCat("--out ", out.string(),
                        " holds other files and no model package, and would be replaced as a whole; "
@@ -75,11 +87,18 @@ absl::Status CheckOutput(const fs::path& out) {
   return absl::OkStatus();
 }
 
-// Accuracy of weights on a split, through the backend that serves.
-absl::StatusOr<RankingMetrics> Measure(const Dataset& data, const ModelConfig& config,
-                                       const TrainedTensors& tensors, Split split) {
+// Lists and accuracy of weights on a split, through the backend that serves; of the baseline
+// through libtorch.
+absl::StatusOr<RankingResult> Measure(const Dataset& data, const TrainArguments& arguments,
+                                      const TrainedTensors& tensors, Split split) {
+  if (arguments.options.sasrec) {
+    const auto catalog = ItemCatalog::Create(data.items);
+    if (!catalog.ok()) return catalog.status();
+    const auto cases = MakeRankingCases(data, *catalog, split, /*query_time=*/true);
+    return EvaluateSasrec(arguments.config, arguments.options, tensors, cases);
+  }
   PackageContents contents;
-  contents.config = config;
+  contents.config = arguments.config;
   contents.tensors = tensors;
   contents.items = data.items;
   auto package = ModelPackage::FromContents(std::move(contents));
@@ -87,15 +106,16 @@ absl::StatusOr<RankingMetrics> Measure(const Dataset& data, const ModelConfig& c
   const auto engine = Engine::Create(*std::move(package), BuiltinBackends(), "cpu");
   if (!engine.ok()) return engine.status();
   const auto cases = MakeRankingCases(data, (*engine)->catalog(), split, /*query_time=*/true);
-  const auto result = EvaluateRanking(**engine, cases, {});
-  if (!result.ok()) return result.status();
-  return result->metrics;
+  return EvaluateRanking(**engine, cases, {});
 }
 
-TrainHooks MakeHooks(const Dataset& data, const ModelConfig& config, ProgressLine* line) {
+TrainHooks MakeHooks(const Dataset& data, const TrainArguments& arguments, ProgressLine* line) {
   TrainHooks hooks;
-  hooks.validate = [&data, &config](const TrainedTensors& tensors) {
-    return Measure(data, config, tensors, Split::kValid);
+  hooks.validate = [&data,
+                    &arguments](const TrainedTensors& tensors) -> absl::StatusOr<RankingMetrics> {
+    const auto result = Measure(data, arguments, tensors, Split::kValid);
+    if (!result.ok()) return result.status();
+    return result->metrics;
   };
   hooks.step = [line](const StepReport& r) {
     line->Show((r.epoch - 1 + static_cast<double>(r.step) / r.steps) / r.epochs,
@@ -116,15 +136,21 @@ TrainHooks MakeHooks(const Dataset& data, const ModelConfig& config, ProgressLin
 std::string Summary(const TrainArguments& arguments, const Dataset& data,
                     const TrainResult& trained, const RankingMetrics& test, double seconds) {
   const TrainOptions& options = arguments.options;
+  nlohmann::json curve = nlohmann::json::array();
+  for (const EpochFigures& epoch : trained.curve) {
+    curve.push_back({{"loss", epoch.loss}, {"valid_NDCG@10", epoch.valid_ndcg10}});
+  }
   nlohmann::json summary = {{"data",
                              {{"name", fs::path(arguments.data).filename().string()},
                               {"users", data.users.size()},
                               {"items", data.items.size() - 1},
                               {"events", data.n_events},
                               {"min_count", arguments.min_count}}},
+                            {"variant", arguments.variant},
                             {"protocol",
                              "leave one out, whole catalogue ranked, seen items included, asked at "
                              "the target's timestamp"},
+                            {"curve", curve},
                             {"training",
                              {{"seed", options.seed},
                               {"epochs", options.epochs},
@@ -148,18 +174,63 @@ void KeepFreedPages() {
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
 }
 
+// What --variant and the flags stand for. INVALID_ARGUMENT for flags that contradict it.
+absl::Status Configure(TrainArguments* a) {
+  ModelConfig& config = a->config;
+  const bool published = a->variant == "published", streaming = a->variant == "streaming";
+  if (!streaming && (a->no_time_write || a->no_time_decay || a->no_time_query)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--no-time-write, --no-time-decay and --no-time-query are of --variant "
+                     "streaming, not ",
+                     a->variant));
+  }
+  if (!published && (a->no_time || a->p2p_residual)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--no-time and --p2p-residual are of --variant published, not ", a->variant,
+                     streaming ? "; the streaming model without time is --variant no-time" : ""));
+  }
+  config.conv_activation =
+      a->conv_activation == "silu" ? Activation::kSilu : Activation::kHardswish;
+  config.is_ffn = !a->no_ffn;
+  config.time_write = streaming && !a->no_time_write;
+  config.time_decay = streaming && !a->no_time_decay;
+  config.time_query = streaming && !a->no_time_query;
+  if (published) {
+    config.variant = Variant::kPublished;
+    config.is_time = !a->no_time;
+    config.p2p_residual = a->p2p_residual;
+    config.max_item_list_length = a->max_length.value_or(config.max_item_list_length);
+  }
+  a->options.max_length = a->max_length.value_or(a->options.max_length);
+  a->options.sasrec = a->variant == "sasrec";
+  return absl::OkStatus();
+}
+
+// The figures and lists of a baseline: metrics.json and topk.tsv.
+absl::Status WriteBaseline(const fs::path& out, const Dataset& data, const RankingResult& test,
+                           const std::string& metrics_json) {
+  std::error_code error;
+  fs::create_directories(out, error);
+  const auto catalog = ItemCatalog::Create(data.items);
+  if (!catalog.ok()) return catalog.status();
+  auto dumped = DumpTopK("", (out / "topk.tsv").string(), data, *catalog, test.top);
+  if (!dumped.ok()) return dumped;
+  const std::string path = (out / "metrics.json").string();
+  std::ofstream file(path, std::ios::binary);
+  file << metrics_json << '\n';
+  file.close();
+  if (!file) return absl::UnavailableError(absl::StrCat("cannot write ", path));
+  return absl::OkStatus();
+}
+
 absl::Status RunTrain(TrainArguments arguments) {
   KeepFreedPages();
   const auto start = std::chrono::steady_clock::now();
   const fs::path out = OutputPath(arguments.out);
-  if (auto checked = CheckOutput(out); !checked.ok()) return checked;
+  if (auto configured = Configure(&arguments); !configured.ok()) return configured;
+  const bool baseline = arguments.options.sasrec;
+  if (auto checked = CheckOutput(out, baseline); !checked.ok()) return checked;
   ModelConfig& config = arguments.config;
-  config.conv_activation =
-      arguments.conv_activation == "silu" ? Activation::kSilu : Activation::kHardswish;
-  config.is_ffn = !arguments.no_ffn;
-  config.time_write = !arguments.no_time_write;
-  config.time_decay = !arguments.no_time_decay;
-  config.time_query = !arguments.no_time_query;
   arguments.options.checkpoint = out.string() + ".checkpoint";
 
   const auto data = ReadDataset(arguments.data, arguments.skip_bad_rows, arguments.min_count);
@@ -170,29 +241,41 @@ absl::Status RunTrain(TrainArguments arguments) {
   absl::StatusOr<TrainResult> trained;
   {
     ProgressLine line;
-    trained = Train(*data, config, arguments.options, MakeHooks(*data, config, &line));
+    trained = Train(*data, config, arguments.options, MakeHooks(*data, arguments, &line));
   }
   if (!trained.ok()) return trained.status();
-  const auto test = Measure(*data, config, trained->tensors, Split::kTest);
+  const auto test = Measure(*data, arguments, trained->tensors, Split::kTest);
   if (!test.ok()) return test.status();
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  const auto contents = MakePackage(*data, config, trained->tensors,
-                                    Summary(arguments, *data, *trained, *test, seconds));
-  if (!contents.ok()) return contents.status();
-  if (auto written = WritePackage(out.string(), *contents); !written.ok()) return written;
+  const std::string summary = Summary(arguments, *data, *trained, test->metrics, seconds);
+  if (baseline) {
+    if (auto written = WriteBaseline(out, *data, *test, summary); !written.ok()) return written;
+  } else {
+    const auto contents = MakePackage(*data, config, trained->tensors, summary);
+    if (!contents.ok()) return contents.status();
+    if (auto written = WritePackage(out.string(), *contents); !written.ok()) return written;
+  }
   Say(absl::StrCat("valid  ", FormatMetrics(trained->valid)));
-  Say(absl::StrCat("test   ", FormatMetrics(*test)));
+  Say(absl::StrCat("test   ", FormatMetrics(test->metrics)));
   Say(absl::StrCat("epoch ", trained->best_epoch, " of ", trained->epochs_run, " kept, ",
-                   FormatSeconds(seconds), "; the model is in ", out.string(),
-                   ", training can go on from ", arguments.options.checkpoint));
+                   FormatSeconds(seconds),
+                   baseline ? "; a baseline, which cannot be served: figures and lists are in "
+                            : "; the model is in ",
+                   out.string(), ", training can go on from ", arguments.options.checkpoint));
   return absl::OkStatus();
 }
 
 void AddModelOptions(CLI::App* command, TrainArguments* a) {
   const std::string group = "Model";
-  command->add_option("--variant", a->variant, "Model variant")
-      ->check(CLI::IsMember({"streaming"}))
+  command
+      ->add_option(
+          "--variant", a->variant,
+          "streaming: causal and time-aware. no-time: the same without any use of time. published: "
+          "the released TiM4Rec, trained its way, on the last position of a window per target. "
+          "sasrec: causal self-attention, a baseline that cannot be served: OUT gets its figures "
+          "(metrics.json) and test lists (topk.tsv), no package")
+      ->check(CLI::IsMember({"streaming", "no-time", "published", "sasrec"}))
       ->group(group);
   command->add_option("--hidden-size", a->config.hidden_size, "Width of item vectors and outputs")
       ->check(Between(1, 1 << 16))
@@ -220,6 +303,17 @@ void AddModelOptions(CLI::App* command, TrainArguments* a) {
       ->check(CLI::IsMember({"silu", "hardswish"}))
       ->group(group);
   command->add_flag("--no-ffn", a->no_ffn, "Leave the feed-forward parts out")->group(group);
+  command
+      ->add_flag("--no-time", a->no_time,
+                 "published: is_time off, which makes it causal; then trained on all positions")
+      ->group(group);
+  command
+      ->add_flag("--p2p-residual", a->p2p_residual,
+                 "published: a time gate per position instead of one per head")
+      ->group(group);
+  command->add_option("--heads", a->options.attention_heads, "sasrec: attention heads")
+      ->check(Between(1, 1 << 12))
+      ->group(group);
   command
       ->add_flag("--no-time-write", a->no_time_write, "Gaps do not change how events are written")
       ->group(group);
@@ -253,8 +347,14 @@ void AddTrainingOptions(CLI::App* command, TrainArguments* a) {
       ->check(Between(1, 1 << 30))
       ->group(group);
   command
-      ->add_option("--max-length", a->options.max_length,
-                   "Longer histories are trained on in windows of this many events")
+      ->add_option("--batch-windows", a->options.batch_windows,
+                   "published with time: windows per step, each of --max-length events")
+      ->check(Between(1, 1 << 20))
+      ->group(group);
+  command
+      ->add_option("--max-length", a->max_length,
+                   "Longer histories are trained on in windows of this many events; also the "
+                   "window that published (with time) and sasrec see. Default: 200, published 50")
       ->check(Between(1, 1 << 20))
       ->group(group);
   command->add_option("--dropout", a->config.dropout_prob, "Dropout probability")
@@ -285,7 +385,7 @@ void AddTrainCommand(CLI::App* app, absl::Status* status) {
   arguments->config.dropout_prob = 0.3;
   CLI::App* command = app->add_subcommand(
       "train",
-      "Train a model on interactions and write it as a model package.\n"
+      "Train a model on interactions and write it as a model package (all variants but sasrec).\n"
       "The last interaction of each user is held out for testing, the one before it for choosing\n"
       "the epoch that is kept.");
   command

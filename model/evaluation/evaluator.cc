@@ -4,6 +4,7 @@
 #include <atomic>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 namespace tim4rec {
 namespace {
@@ -84,11 +85,19 @@ int64_t RankOf(int32_t target, const std::vector<ScoredItem>& top) {
 
 }  // namespace
 
+RankingResult MeterRanking(std::span<const RankingCase> cases,
+                           std::vector<std::vector<ScoredItem>> top) {
+  RankingMeter meter;
+  for (size_t i = 0; i < cases.size(); ++i) {
+    meter.Add(cases[i].target > 0 ? RankOf(cases[i].target, top[i]) : 0);
+  }
+  return {meter.Mean(), std::move(top)};
+}
+
 absl::StatusOr<RankingResult> EvaluateRanking(const Engine& engine,
                                               std::span<const RankingCase> cases,
                                               const RankingOptions& options) {
-  RankingResult result;
-  result.top.resize(cases.size());
+  std::vector<std::vector<ScoredItem>> top(cases.size());
   std::atomic<size_t> next{0};
   std::mutex mutex;
   absl::Status failure;
@@ -99,7 +108,7 @@ absl::StatusOr<RankingResult> EvaluateRanking(const Engine& engine,
       if (begin >= cases.size()) return;
       const size_t count = std::min(kBatch, cases.size() - begin);
       auto status = RankBatch(engine, cases.subspan(begin, count), options.k,
-                              std::span(result.top).subspan(begin, count));
+                              std::span(top).subspan(begin, count));
       const std::lock_guard<std::mutex> lock(mutex);
       if (!status.ok()) {
         failure = std::move(status);
@@ -118,12 +127,7 @@ absl::StatusOr<RankingResult> EvaluateRanking(const Engine& engine,
   for (std::thread& worker : workers) worker.join();
   if (!failure.ok()) return failure;
 
-  RankingMeter meter;
-  for (size_t i = 0; i < cases.size(); ++i) {
-    meter.Add(cases[i].target > 0 ? RankOf(cases[i].target, result.top[i]) : 0);
-  }
-  result.metrics = meter.Mean();
-  return result;
+  return MeterRanking(cases, std::move(top));
 }
 
 }  // namespace tim4rec

@@ -32,6 +32,10 @@ struct RankingResult {
   std::vector<std::vector<ScoredItem>> top;  // per case, best first, nothing excluded
 };
 
+// The metrics of lists that something ranked: `top[i]` answers `cases[i]`, best first.
+RankingResult MeterRanking(std::span<const RankingCase> cases,
+                           std::vector<std::vector<ScoredItem>> top);
+
 // Ranks the whole catalogue, items already seen included, for every case. Slots of the backend are
 // allocated and released; the result does not depend on the number of threads. Fails as the
 // backend's calls do.

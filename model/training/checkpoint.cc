@@ -18,7 +18,7 @@
 namespace tim4rec {
 namespace {
 
-constexpr int64_t kFormatVersion = 1;
+constexpr int64_t kFormatVersion = 2;
 
 // FNV-1a: the checkpoint only has to notice another data set.
 class Digest {
@@ -78,6 +78,27 @@ RankingMetrics MetricsFrom(const torch::Tensor& tensor) {
   return {static_cast<int64_t>(v[0]), v[1], v[2], v[3], v[4], v[5], v[6]};
 }
 
+// [epochs,2]: loss and validation NDCG@10.
+torch::Tensor CurveTensor(const std::vector<EpochFigures>& curve) {
+  const auto tensor = torch::zeros({static_cast<int64_t>(curve.size()), 2}, torch::kFloat64);
+  double* values = tensor.data_ptr<double>();
+  for (const EpochFigures& epoch : curve) {
+    *values++ = epoch.loss;
+    *values++ = epoch.valid_ndcg10;
+  }
+  return tensor;
+}
+
+std::vector<EpochFigures> CurveFrom(const torch::Tensor& tensor) {
+  std::vector<EpochFigures> curve(tensor.size(0));
+  const double* values = tensor.data_ptr<double>();
+  for (EpochFigures& epoch : curve) {
+    epoch.loss = *values++;
+    epoch.valid_ndcg10 = *values++;
+  }
+  return curve;
+}
+
 torch::serialize::OutputArchive TensorArchive(const TrainedTensors& tensors) {
   torch::serialize::OutputArchive archive;
   int64_t index = 0;
@@ -120,27 +141,32 @@ std::map<std::string, std::string> RunIdentity(const Dataset& data, const ModelC
   }
   std::string json = config.ToJson();
   std::erase(json, '\n');
-  return {{"config", json},
-          {"data", absl::StrCat(data.users.size(), " users, ", data.n_events, " events, digest ",
-                                absl::Hex(digest.value()))},
-          {"seed", absl::StrCat(options.seed)},
-          {"learning rate", absl::StrCat(options.learning_rate)},
-          {"warm-up steps", absl::StrCat(options.warmup_steps)},
-          {"clip norm", absl::StrCat(options.clip_norm)},
-          {"batch size", absl::StrCat(options.batch_events)},
-          {"maximal length", absl::StrCat(options.max_length)}};
+  return {
+      {"config", json},
+      {"data", absl::StrCat(data.users.size(), " users, ", data.n_events, " events, digest ",
+                            absl::Hex(digest.value()))},
+      {"model", options.sasrec ? absl::StrCat("sasrec, attention heads ", options.attention_heads)
+                               : "as configured"},
+      {"seed", absl::StrCat(options.seed)},
+      {"learning rate", absl::StrCat(options.learning_rate)},
+      {"warm-up steps", absl::StrCat(options.warmup_steps)},
+      {"clip norm", absl::StrCat(options.clip_norm)},
+      {"batch size", absl::StrCat(options.batch_events)},
+      {"windows of a step", absl::StrCat(options.batch_windows)},
+      {"maximal length", absl::StrCat(options.max_length)}};
 }
 
 absl::Status SaveCheckpoint(const std::string& path,
                             const std::map<std::string, std::string>& identity,
-                            const StreamingModel& model, const torch::optim::Optimizer& optimizer,
-                            const std::mt19937_64& rng, const TrainProgress& progress) {
+                            const torch::nn::Module& model,
+                            const torch::optim::Optimizer& optimizer, const std::mt19937_64& rng,
+                            const TrainProgress& progress) {
   const std::string partial = path + ".partial";
   try {
     torch::serialize::OutputArchive archive, model_archive, optimizer_archive;
     archive.write("format_version", c10::IValue(kFormatVersion));
     archive.write("identity", c10::IValue(Join(identity)));
-    model->save(model_archive);
+    model.save(model_archive);
     archive.write("model", model_archive);
     optimizer.save(optimizer_archive);
     archive.write("optimizer", optimizer_archive);
@@ -155,6 +181,7 @@ absl::Status SaveCheckpoint(const std::string& path,
     archive.write("loss", c10::IValue(progress.loss));
     archive.write("best_epoch", c10::IValue(progress.best_epoch));
     archive.write("best_valid", MetricsTensor(progress.best_valid));
+    archive.write("curve", CurveTensor(progress.curve));
     archive.save_to(partial);
   } catch (const c10::Error& error) {
     return absl::UnavailableError(absl::StrCat("cannot write the checkpoint ", partial, ": ",
@@ -168,7 +195,7 @@ absl::Status SaveCheckpoint(const std::string& path,
 
 absl::Status LoadCheckpoint(const std::string& path,
                             const std::map<std::string, std::string>& identity,
-                            StreamingModel* model, torch::optim::Optimizer* optimizer,
+                            torch::nn::Module* model, torch::optim::Optimizer* optimizer,
                             std::mt19937_64* rng, TrainProgress* progress) {
   std::error_code error_code;
   if (!std::filesystem::exists(path, error_code)) {
@@ -205,10 +232,12 @@ absl::Status LoadCheckpoint(const std::string& path,
     torch::Tensor tensor;
     archive.read("best_valid", tensor);
     progress->best_valid = MetricsFrom(tensor);
+    archive.read("curve", tensor);
+    progress->curve = CurveFrom(tensor);
     archive.read("rng", value);
     std::istringstream(value.toStringRef()) >> *rng;
     archive.read("model", model_archive);
-    (*model)->load(model_archive);
+    model->load(model_archive);
     archive.read("optimizer", optimizer_archive);
     optimizer->load(optimizer_archive);
     torch::Tensor generator_state;

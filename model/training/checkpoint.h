@@ -6,10 +6,12 @@
 #include <map>
 #include <random>
 #include <string>
+#include <vector>
+
+#include <torch/torch.h>
 
 #include "absl/status/status.h"
 #include "model/evaluation/metrics.h"
-#include "model/reference/streaming_model.h"
 #include "model/training/dataset.h"
 #include "model/training/trainer.h"
 
@@ -23,6 +25,7 @@ struct TrainProgress {
   int64_t best_epoch = 0;
   RankingMetrics best_valid;
   TrainedTensors best;
+  std::vector<EpochFigures> curve;
 };
 
 // What must be equal for a checkpoint to fit: configuration, data and the options that shape a
@@ -33,14 +36,15 @@ std::map<std::string, std::string> RunIdentity(const Dataset& data, const ModelC
 // Writes model, optimiser, progress, `rng` and torch's generator to `path`, atomically.
 absl::Status SaveCheckpoint(const std::string& path,
                             const std::map<std::string, std::string>& identity,
-                            const StreamingModel& model, const torch::optim::Optimizer& optimizer,
-                            const std::mt19937_64& rng, const TrainProgress& progress);
+                            const torch::nn::Module& model,
+                            const torch::optim::Optimizer& optimizer, const std::mt19937_64& rng,
+                            const TrainProgress& progress);
 
 // The inverse. NOT_FOUND without the file; INVALID_ARGUMENT if it is no checkpoint, or one of
 // another identity (naming what differs); then nothing is changed.
 absl::Status LoadCheckpoint(const std::string& path,
                             const std::map<std::string, std::string>& identity,
-                            StreamingModel* model, torch::optim::Optimizer* optimizer,
+                            torch::nn::Module* model, torch::optim::Optimizer* optimizer,
                             std::mt19937_64* rng, TrainProgress* progress);
 
 }  // namespace tim4rec

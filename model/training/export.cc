@@ -1,17 +1,16 @@
 #include "model/training/export.h"
 
 #include <algorithm>
-#include <memory>
 #include <numeric>
 #include <utility>
 
-#include "model/reference/reference.h"
+#include "model/training/probe.h"
 
 namespace tim4rec {
 namespace {
 
 constexpr int64_t kLongestProbe = 512;
-constexpr int kProbeTop = 10;
+constexpr size_t kCandidates = 4;
 constexpr int64_t kMonthMs = 30LL * 86'400'000;
 
 // The first `length` events of a history, at most all but its last.
@@ -24,22 +23,30 @@ ProbeCase Prefix(const UserHistory& history, int64_t length) {
   return probe;
 }
 
-std::vector<ProbeCase> ProbeHistories(const Dataset& data) {
+// For each case of the probe some histories to choose from, of users next to each other in length.
+std::vector<std::vector<ProbeCase>> ProbeHistories(const Dataset& data) {
   std::vector<size_t> order(data.users.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
                    [&](size_t a, size_t b) { return data.users[a].size() < data.users[b].size(); });
-  const auto user = [&](double quantile) -> const UserHistory& {
-    return data.users[order[static_cast<size_t>(quantile * (order.size() - 1))]];
+  const auto prefixes = [&](double quantile, int64_t length) {
+    const size_t last = order.size() - 1;
+    const size_t middle = static_cast<size_t>(quantile * static_cast<double>(last));
+    const size_t begin = std::min(middle, last - std::min<size_t>(last, kCandidates - 1));
+    std::vector<ProbeCase> candidates;
+    for (size_t i = begin; i <= std::min(last, begin + kCandidates - 1); ++i) {
+      candidates.push_back(Prefix(data.users[order[i]], length));
+    }
+    return candidates;
   };
-  std::vector<ProbeCase> probe;
-  for (const int64_t length : {1, 2, 3}) probe.push_back(Prefix(user(0.5), length));
+  std::vector<std::vector<ProbeCase>> probe;
+  for (const int64_t length : {1, 2, 3}) probe.push_back(prefixes(0.5, length));
   for (const double quantile : {0.0, 0.5, 0.75, 0.95, 1.0}) {
-    probe.push_back(Prefix(user(quantile), kLongestProbe));
+    probe.push_back(prefixes(quantile, kLongestProbe));
   }
-  probe[1].as_of_ms = probe[1].timestamps_ms.back() + kMonthMs;
-  probe[5].as_of_ms = probe[5].timestamps_ms.back() + kMonthMs;
-  probe[6].as_of_ms = probe[6].timestamps_ms.back() - 1;
+  for (ProbeCase& one : probe[1]) one.as_of_ms = one.timestamps_ms.back() + kMonthMs;
+  for (ProbeCase& one : probe[5]) one.as_of_ms = one.timestamps_ms.back() + kMonthMs;
+  for (ProbeCase& one : probe[6]) one.as_of_ms = one.timestamps_ms.back() - 1;
   return probe;
 }
 
@@ -48,19 +55,17 @@ std::vector<ProbeCase> ProbeHistories(const Dataset& data) {
 absl::StatusOr<PackageContents> MakePackage(const Dataset& data, const ModelConfig& config,
                                             const TrainedTensors& tensors,
                                             const std::string& metrics_json) {
-  const auto reference = Reference::Create(config, tensors);
-  if (!reference.ok()) return reference.status();
+  const auto maker = ProbeMaker::Create(config, tensors);
+  if (!maker.ok()) return maker.status();
   PackageContents contents;
   contents.config = config;
   contents.tensors = tensors;
   contents.items = data.items;
   contents.metrics_json = metrics_json;
-  contents.probe = ProbeHistories(data);
-  for (ProbeCase& probe : contents.probe) {
-    auto query = (*reference)->Query(probe.items, probe.timestamps_ms, probe.as_of_ms);
-    if (!query.ok()) return query.status();
-    probe.query = *std::move(query);
-    probe.top_items = (*reference)->TopItems(probe.query, kProbeTop);
+  for (const std::vector<ProbeCase>& candidates : ProbeHistories(data)) {
+    auto probe = maker->MostStable(candidates);
+    if (!probe.ok()) return probe.status();
+    contents.probe.push_back(*std::move(probe));
   }
   return contents;
 }

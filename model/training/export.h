@@ -16,7 +16,7 @@ namespace tim4rec {
 
 // The contents of a package, with a probe of eight histories answered by the float64 reference: of
 // one, two and three events, from the shortest user to the longest (at most 512 events), queried at
-// the next event, a month later and before the last one.
+// the next event, a month later and before the last one; each the most stable of a few like it.
 absl::StatusOr<PackageContents> MakePackage(const Dataset& data, const ModelConfig& config,
                                             const TrainedTensors& tensors,
                                             const std::string& metrics_json);

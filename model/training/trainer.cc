@@ -4,15 +4,16 @@
 #include <chrono>
 #include <cmath>
 #include <exception>
+#include <memory>
 #include <random>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "model/reference/streaming_model.h"
 #include "model/reference/tensors.h"
 #include "model/training/checkpoint.h"
+#include "model/training/sequence_model.h"
 #include "model/training/softmax_loss.h"
 #include "model/training/windows.h"
 
@@ -28,54 +29,6 @@ double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// A batch as tensors. T is the number of real (not padded) positions.
-struct BatchTensors {
-  torch::Tensor items;       // int64 [B,L]
-  torch::Tensor gaps_ms;     // [B,L], before each event
-  torch::Tensor positions;   // int64 [T], into the flattened [B*L]
-  torch::Tensor targets;     // int64 [T]
-  torch::Tensor query_gaps;  // [T], to the target
-};
-
-BatchTensors ToTensors(const Dataset& data, const Batch& batch, int64_t max_gap_ms) {
-  const int64_t rows = static_cast<int64_t>(batch.size());
-  int64_t length = 0;
-  for (const Window& window : batch) length = std::max<int64_t>(length, window.size());
-  BatchTensors tensors;
-  tensors.items = torch::zeros({rows, length}, torch::kInt64);
-  tensors.gaps_ms = torch::zeros({rows, length});
-  std::vector<int64_t> positions, targets;
-  std::vector<float> query_gaps;
-  int64_t* items = tensors.items.data_ptr<int64_t>();
-  float* gaps = tensors.gaps_ms.data_ptr<float>();
-  for (int64_t row = 0; row < rows; ++row) {
-    const Window& window = batch[row];
-    const UserHistory& history = data.users[window.user];
-    for (int64_t i = window.begin; i < window.end; ++i) {
-      const int64_t position = row * length + (i - window.begin);
-      items[position] = history.items[i];
-      gaps[position] = static_cast<float>(GapBefore(history, i, max_gap_ms));
-      positions.push_back(position);
-      targets.push_back(history.items[i + 1]);
-      query_gaps.push_back(static_cast<float>(GapBefore(history, i + 1, max_gap_ms)));
-    }
-  }
-  tensors.positions = torch::tensor(positions);
-  tensors.targets = torch::tensor(targets);
-  tensors.query_gaps = torch::tensor(query_gaps);
-  return tensors;
-}
-
-// Memories of the decaying heads start between the quartile of the positive gaps and 16 times their
-// 95 % quantile.
-StreamingInit InitFor(const Dataset& data) {
-  const auto quantiles = PositiveGapQuantiles(data, {0.25, 0.95});
-  StreamingInit init;
-  init.shortest_memory_ms = quantiles[0];
-  init.longest_memory_ms = 16 * quantiles[1];
-  return init;
-}
-
 class Trainer {
  public:
   Trainer(const Dataset& data, const ModelConfig& config, const TrainOptions& options,
@@ -86,13 +39,14 @@ class Trainer {
         hooks_(hooks),
         identity_(RunIdentity(data, config, options)),
         rng_(options.seed),
-        model_(Seeded(options.seed, config, InitFor(data))),
-        optimizer_(model_->parameters(), torch::optim::AdamOptions(options.learning_rate)) {}
+        model_(Seeded(options.seed, data, config, options)),
+        optimizer_(model_->module().parameters(),
+                   torch::optim::AdamOptions(options.learning_rate)) {}
 
   absl::StatusOr<TrainResult> Run() {
     if (options_.resume) {
-      auto loaded =
-          LoadCheckpoint(options_.checkpoint, identity_, &model_, &optimizer_, &rng_, &progress_);
+      auto loaded = LoadCheckpoint(options_.checkpoint, identity_, &model_->module(), &optimizer_,
+                                   &rng_, &progress_);
       if (!loaded.ok()) return loaded;
     }
     while (progress_.epochs_done < options_.epochs &&
@@ -100,21 +54,30 @@ class Trainer {
             progress_.epochs_done - progress_.best_epoch < options_.patience)) {
       if (auto status = RunEpoch(); !status.ok()) return status;
     }
-    return TrainResult{progress_.best, progress_.best_valid, progress_.best_epoch,
-                       progress_.epochs_done, progress_.loss};
+    return TrainResult{progress_.best,        progress_.best_valid, progress_.best_epoch,
+                       progress_.epochs_done, progress_.loss,       progress_.curve};
   }
 
  private:
-  static StreamingModel Seeded(uint64_t seed, const ModelConfig& config,
-                               const StreamingInit& init) {
+  static std::unique_ptr<SequenceModel> Seeded(uint64_t seed, const Dataset& data,
+                                               const ModelConfig& config,
+                                               const TrainOptions& options) {
     torch::manual_seed(seed);
-    return StreamingModel(config, init);
+    return MakeSequenceModel(data, config, options);
+  }
+
+  std::vector<Batch> EpochBatches(const BatchShape& shape) {
+    if (shape.last_only) {
+      return MakePrefixBatches(data_, shape.padded_length, options_.batch_windows, &rng_);
+    }
+    return MakeBatches(data_, options_.max_length, options_.batch_events, &rng_);
   }
 
   absl::Status RunEpoch() {
     const auto start = Clock::now();
-    model_->train();
-    const auto batches = MakeBatches(data_, options_.max_length, options_.batch_events, &rng_);
+    model_->module().train();
+    const BatchShape shape = model_->batch_shape();
+    const auto batches = EpochBatches(shape);
     const int64_t steps = static_cast<int64_t>(batches.size());
     const int64_t epoch = progress_.epochs_done;  // from 0
     double loss_sum = 0;
@@ -122,7 +85,8 @@ class Trainer {
     double rate = 0;
     for (int64_t i = 0; i < steps; ++i) {
       const double lr = LearningRate((epoch + static_cast<double>(i) / steps) / options_.epochs);
-      const BatchTensors tensors = ToTensors(data_, batches[i], config_.time.max_gap_ms);
+      const BatchTensors tensors =
+          MakeBatchTensors(data_, batches[i], shape, config_.time.max_gap_ms);
       const double loss = Step(tensors, lr);
       if (!std::isfinite(loss)) return Diverged(epoch, i, steps, lr, loss);
       const int64_t targets = tensors.targets.size(0);
@@ -143,19 +107,20 @@ class Trainer {
 
   // Validates, keeps the best, writes the checkpoint and reports.
   absl::Status FinishEpoch(Clock::time_point start, double rate) {
-    model_->eval();
-    TrainedTensors tensors = ExportTensors(model_);
+    model_->module().eval();
+    TrainedTensors tensors = ExportParameters(model_->module());
     const auto valid = hooks_.validate(tensors);
     if (!valid.ok()) return valid.status();
     ++progress_.epochs_done;
+    progress_.curve.push_back({progress_.loss, valid->ndcg10});
     if (progress_.best_epoch == 0 || valid->ndcg10 > progress_.best_valid.ndcg10) {
       progress_.best_epoch = progress_.epochs_done;
       progress_.best_valid = *valid;
       progress_.best = std::move(tensors);
     }
     if (!options_.checkpoint.empty()) {
-      auto saved =
-          SaveCheckpoint(options_.checkpoint, identity_, model_, optimizer_, rng_, progress_);
+      auto saved = SaveCheckpoint(options_.checkpoint, identity_, model_->module(), optimizer_,
+                                  rng_, progress_);
       if (!saved.ok()) return saved;
     }
     epoch_seconds_ = SecondsSince(start);
@@ -169,9 +134,7 @@ class Trainer {
 
   // One optimiser step; the loss before it. With a loss that is not finite, nothing is changed.
   double Step(const BatchTensors& tensors, double learning_rate) {
-    const auto outputs = model_->forward(tensors.items, tensors.gaps_ms);
-    const auto last = outputs.reshape({-1, config_.hidden_size}).index_select(0, tensors.positions);
-    const auto queries = model_->Query(last, tensors.query_gaps);
+    const auto queries = model_->Queries(tensors);
     auto table = model_->item_vectors();
     const SoftmaxLoss softmax = FullSoftmaxLoss(queries.detach(), table.detach(), tensors.targets,
                                                 options_.softmax_block_floats);
@@ -179,7 +142,7 @@ class Trainer {
     optimizer_.zero_grad();
     queries.backward(softmax.query_gradient);
     table.mutable_grad().add_(softmax.table_gradient);
-    torch::nn::utils::clip_grad_norm_(model_->parameters(), options_.clip_norm);
+    torch::nn::utils::clip_grad_norm_(model_->module().parameters(), options_.clip_norm);
     for (auto& group : optimizer_.param_groups()) group.options().set_lr(learning_rate);
     optimizer_.step();
     ++progress_.steps_done;
@@ -211,7 +174,7 @@ class Trainer {
   const TrainHooks& hooks_;
   const std::map<std::string, std::string> identity_;
   std::mt19937_64 rng_;
-  StreamingModel model_;
+  const std::unique_ptr<SequenceModel> model_;
   torch::optim::Adam optimizer_;
   TrainProgress progress_;
   double epoch_seconds_ = 0;
@@ -232,6 +195,10 @@ absl::Status TrainOptions::Validate() const {
           absl::StrCat("warm-up steps is ", warmup_steps, "; expected 0 or more"));
   require(clip_norm > 0, absl::StrCat("clip norm is ", clip_norm, "; expected a positive number"));
   require(batch_events >= 1, absl::StrCat("batch size is ", batch_events, "; expected at least 1"));
+  require(batch_windows >= 1,
+          absl::StrCat("windows of a step is ", batch_windows, "; expected at least 1"));
+  require(attention_heads >= 1,
+          absl::StrCat("attention heads is ", attention_heads, "; expected at least 1"));
   require(max_length >= 1, absl::StrCat("maximal length is ", max_length, "; expected at least 1"));
   require(softmax_block_floats >= 1, "softmax block is empty; expected at least 1 float");
   require(!resume || !checkpoint.empty(), "resume needs a checkpoint");
@@ -243,8 +210,10 @@ absl::StatusOr<TrainResult> Train(const Dataset& data, const ModelConfig& config
                                   const TrainOptions& options, const TrainHooks& hooks) {
   if (auto checked = options.Validate(); !checked.ok()) return checked;
   if (auto checked = config.Validate(); !checked.ok()) return checked;
-  if (config.variant != Variant::kStreaming) {
-    return absl::InvalidArgumentError("training: only the streaming variant can be trained");
+  if (options.sasrec && config.hidden_size % options.attention_heads != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("training: attention heads is ", options.attention_heads,
+                     "; expected a divisor of hidden_size, ", config.hidden_size));
   }
   if (config.n_items != static_cast<int64_t>(data.items.size())) {
     return absl::InvalidArgumentError(absl::StrCat("training: n_items is ", config.n_items,

@@ -1,5 +1,7 @@
-// Trains the streaming model: every position of every sequence at once, softmax over the whole
-// catalogue, the best epoch by validation kept.
+// Trains a model of either variant, or the baseline SASRec: softmax over the whole catalogue, the
+// best epoch by validation kept. Causal models learn from every position of every sequence at once;
+// the published variant with time is not causal and learns from the last position of a window per
+// target, as its released code does.
 #ifndef TIM4REC_MODEL_TRAINING_TRAINER_H_
 #define TIM4REC_MODEL_TRAINING_TRAINER_H_
 
@@ -26,11 +28,20 @@ struct TrainOptions {
   double clip_norm = 1;         // gradients with a larger Euclidean norm are scaled down to it
   int64_t batch_events = 2048;  // events of a step, padding included
   int64_t max_length = 200;     // longer histories are cut into windows of this many events
+  // The published variant with time: windows of a step, of max_item_list_length events each. The
+  // two above do not apply.
+  int64_t batch_windows = 512;
   uint64_t seed = 1;
   // Of torch; 0: one per core. The operations of small models are too short to share: more than 1
   // pays from a hidden size of about 128 on, on otherwise idle cores.
   int threads = 1;
   int64_t softmax_block_floats = 1 << 22;  // scores alive at a time: 16 MiB
+
+  // Train SASRec instead of the configuration's variant: a baseline that no engine serves. Of the
+  // configuration it takes n_items, hidden_size, num_layers and dropout_prob; it sees the last
+  // `max_length` events.
+  bool sasrec = false;
+  int64_t attention_heads = 2;  // of SASRec; divides hidden_size
 
   // Written after each epoch, and read by `resume`. Empty: no checkpoint.
   std::string checkpoint;
@@ -62,18 +73,26 @@ struct EpochReport {
 using TrainedTensors = std::map<std::string, std::pair<std::vector<int64_t>, std::vector<float>>>;
 
 struct TrainHooks {
-  // Validation accuracy of the model with these tensors, computed as it will be served. Required.
+  // Validation accuracy of the model with these tensors, computed as it will be served (SASRec: as
+  // EvaluateSasrec does). Required.
   std::function<absl::StatusOr<RankingMetrics>(const TrainedTensors&)> validate;
   std::function<void(const StepReport&)> step;    // may be empty
   std::function<void(const EpochReport&)> epoch;  // may be empty
+};
+
+// One point of the learning curves.
+struct EpochFigures {
+  double loss = 0;
+  double valid_ndcg10 = 0;
 };
 
 struct TrainResult {
   TrainedTensors tensors;  // of the best epoch
   RankingMetrics valid;    // of the best epoch
   int64_t best_epoch = 0;
-  int64_t epochs_run = 0;  // the resumed ones included
-  double loss = 0;         // of the last epoch
+  int64_t epochs_run = 0;           // the resumed ones included
+  double loss = 0;                  // of the last epoch
+  std::vector<EpochFigures> curve;  // per epoch, the resumed ones included
 };
 
 // `config` has n_items and time filled in. The same data, config, options and seed on the same

@@ -76,6 +76,25 @@ std::vector<Batch> MakeBatches(const Dataset& data, int64_t max_length, int64_t 
   return batches;
 }
 
+std::vector<Batch> MakePrefixBatches(const Dataset& data, int64_t max_length, int64_t batch_windows,
+                                     std::mt19937_64* rng) {
+  std::vector<Window> windows;
+  for (size_t user = 0; user < data.users.size(); ++user) {
+    for (int64_t end = 1; end < data.users[user].train_size(); ++end) {
+      windows.push_back({static_cast<int32_t>(user),
+                         static_cast<int32_t>(std::max<int64_t>(0, end - max_length)),
+                         static_cast<int32_t>(end)});
+    }
+  }
+  for (size_t i = windows.size(); i > 1; --i) std::swap(windows[i - 1], windows[Below(i, rng)]);
+  std::vector<Batch> batches;
+  for (size_t begin = 0; begin < windows.size(); begin += batch_windows) {
+    const size_t end = std::min<size_t>(windows.size(), begin + batch_windows);
+    batches.emplace_back(windows.begin() + begin, windows.begin() + end);
+  }
+  return batches;
+}
+
 int64_t GapBefore(const UserHistory& history, int64_t i, int64_t max_gap_ms) {
   if (i == 0) return 0;
   const int64_t gap = history.timestamps_ms[i] - history.timestamps_ms[i - 1];

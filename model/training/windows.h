@@ -29,6 +29,11 @@ using Batch = std::vector<Window>;
 std::vector<Batch> MakeBatches(const Dataset& data, int64_t max_length, int64_t batch_events,
                                std::mt19937_64* rng);
 
+// The same for models that predict once per window, after its last event: a window for every such
+// target, of the last `max_length` events before it, in random order, `batch_windows` to a batch.
+std::vector<Batch> MakePrefixBatches(const Dataset& data, int64_t max_length, int64_t batch_windows,
+                                     std::mt19937_64* rng);
+
 // Gap before event i of a history as the model sees it: 0 for the first, never negative, at most
 // max_gap_ms.
 int64_t GapBefore(const UserHistory& history, int64_t i, int64_t max_gap_ms);

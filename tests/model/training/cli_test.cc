@@ -153,6 +153,54 @@ TEST_F(CommandLine, RecommendsForEveryUserInOrder) {
   EXPECT_TRUE(of_z.contains("item4"));
 }
 
+TEST_F(CommandLine, TrainsEveryVariantThatIsServed) {
+  for (const std::string variant :
+       {"no-time", "published --max-length 10", "published --no-time --max-length 10"}) {
+    const std::string out = directory_->path("variant");
+    const Outcome trained =
+        Run("train " + data_ + " --out " + out + Small() + " --epochs 2 --variant " + variant);
+    ASSERT_EQ(trained.code, 0) << variant << ": " << trained.err;
+    const auto config = nlohmann::json::parse(directory_->Read("variant/config.json"));
+    const bool published = variant.starts_with("published");
+    EXPECT_EQ(config["variant"], published ? "published" : "streaming");
+    EXPECT_EQ(config["is_time"], variant == "published --max-length 10");
+    EXPECT_EQ(config["max_item_list_length"], published ? 10 : 50);
+    EXPECT_EQ(config["time_decay"], false);
+    const Outcome evaluated = Run("evaluate --json --model " + out + " " + data_);
+    ASSERT_EQ(evaluated.code, 0) << evaluated.err;
+    const auto metrics = nlohmann::json::parse(directory_->Read("variant/metrics.json"));
+    EXPECT_EQ(nlohmann::json::parse(evaluated.out)["NDCG@10"], metrics["test"]["NDCG@10"]);
+    EXPECT_EQ(metrics["curve"].size(), 2u);
+  }
+}
+
+TEST_F(CommandLine, SasrecGivesFiguresAndListsButNoPackage) {
+  const std::string out = directory_->path("sasrec");
+  const Outcome trained =
+      Run("train " + data_ + " --out " + out + Small() + " --epochs 3 --variant sasrec");
+  ASSERT_EQ(trained.code, 0) << trained.err;
+  EXPECT_THAT(trained.err, HasSubstr("a baseline, which cannot be served"));
+  EXPECT_FALSE(std::filesystem::exists(out + "/config.json"));
+  EXPECT_FALSE(std::filesystem::exists(out + "/weights.safetensors"));
+  const auto metrics = nlohmann::json::parse(directory_->Read("sasrec/metrics.json"));
+  EXPECT_EQ(metrics["variant"], "sasrec");
+  std::map<std::string, std::string> last;
+  const auto rows = Rows(directory_->Read("data.inter"));
+  for (size_t i = 1; i < rows.size(); ++i) last[rows[i][0]] = rows[i][1];
+  int hits = 0;
+  const auto top = Rows(directory_->Read("sasrec/topk.tsv"));
+  ASSERT_EQ(top.size(), 40u);
+  for (const auto& row : top) {
+    ASSERT_EQ(row.size(), 21u);
+    hits += std::count(row.begin() + 1, row.begin() + 11, last[row[0]]);
+  }
+  EXPECT_DOUBLE_EQ(metrics["test"]["HR@10"], hits / 40.0);
+
+  const Outcome over = Run("train " + data_ + " --out " + model_ + Small() + " --variant sasrec");
+  EXPECT_EQ(over.code, 1);
+  EXPECT_THAT(over.err, HasSubstr("sasrec makes none"));
+}
+
 TEST_F(CommandLine, ResumeGoesOn) {
   const std::string out = directory_->path("resumed");
   ASSERT_EQ(Run("train " + data_ + " --out " + out + Small() + " --epochs 3").code, 0);
@@ -181,6 +229,13 @@ TEST_F(CommandLine, FailuresExitWithOneAndSayWhy) {
   fails("train " + data_ + " --out " + directory_->path("."), "holds other files");
   fails("train " + data_ + " --out /proc/model", "/proc/model.checkpoint.partial: ");
   fails("train " + data_ + " --out " + directory_->path("x") + " --head-dim 48", "head_dim");
+  fails("train " + data_ + " --out " + directory_->path("x") + " --no-time",
+        "the streaming model without time is --variant no-time");
+  fails("train " + data_ + " --out " + directory_->path("x") + " --variant sasrec --heads 3",
+        "attention heads is 3");
+  fails(
+      "train " + data_ + " --out " + directory_->path("x") + " --variant published --no-time-decay",
+      "are of --variant streaming, not published");
   fails("train " + data_ + " --out " + directory_->path("x") + " --min-count 1000",
         "none of the 600 interactions is left");
   fails("evaluate --model " + model_ + " " + data_ + " --dump-topk /proc/top",
@@ -195,7 +250,7 @@ TEST_F(CommandLine, UsageErrorsExitWithTwo) {
   for (const std::string arguments :
        {"", "fly", "train", "train x --out y --epochs 0", "train x --out y --wings",
         "recommend --model m --history h --k 0", "recommend --model m --history h --k 1001",
-        "evaluate --model m d --split all", "train x --out y --variant published"}) {
+        "evaluate --model m d --split all", "train x --out y --variant mamba"}) {
     EXPECT_EQ(Run(arguments).code, 2) << arguments;
   }
 }

@@ -1,0 +1,56 @@
+// What the trainer needs of a model, whichever it is.
+#ifndef TIM4REC_MODEL_TRAINING_SEQUENCE_MODEL_H_
+#define TIM4REC_MODEL_TRAINING_SEQUENCE_MODEL_H_
+
+#include <torch/torch.h>
+
+#include <memory>
+
+#include "model/config/config.h"
+#include "model/reference/sasrec_model.h"
+#include "model/training/dataset.h"
+#include "model/training/trainer.h"
+#include "model/training/windows.h"
+
+namespace tim4rec {
+
+// A batch of B windows padded on the right to L events. T is the number of predictions.
+struct BatchTensors {
+  torch::Tensor items;       // int64 [B,L]
+  torch::Tensor gaps_ms;     // [B,L], before each event, clamped
+  torch::Tensor seconds;     // float64 [B,L], since 1970
+  torch::Tensor positions;   // int64 [T], where it is predicted, into the flattened [B*L]
+  torch::Tensor targets;     // int64 [T]
+  torch::Tensor query_gaps;  // [T], from the position to its target
+};
+
+// How windows become predictions.
+struct BatchShape {
+  // Each window predicts once, after its last event; otherwise after each of its events.
+  bool last_only = false;
+  int64_t padded_length = 0;  // 0: that of the batch's longest window
+};
+
+BatchTensors MakeBatchTensors(const Dataset& data, const Batch& batch, const BatchShape& shape,
+                              int64_t max_gap_ms);
+
+class SequenceModel {
+ public:
+  virtual ~SequenceModel() = default;
+  virtual torch::nn::Module& module() = 0;
+  // Query vectors [T,D] at the batch's positions; the score of item v is query . item_vectors[v].
+  virtual torch::Tensor Queries(const BatchTensors& batch) = 0;
+  virtual torch::Tensor item_vectors() = 0;  // [V,D]
+  virtual BatchShape batch_shape() const { return {}; }
+};
+
+SasrecConfig SasrecConfigOf(const ModelConfig& config, const TrainOptions& options);
+
+// A fresh model of what `options` and `config` ask for: SASRec, or `config`'s variant. Initial
+// values are drawn from torch's default generator.
+std::unique_ptr<SequenceModel> MakeSequenceModel(const Dataset& data, const ModelConfig& config,
+                                                 const TrainOptions& options);
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_MODEL_TRAINING_SEQUENCE_MODEL_H_
