@@ -65,7 +65,7 @@ absl::Status RunEvaluate(const EvaluateArguments& arguments) {
     if (!dumped.ok()) return dumped;
   }
   if (arguments.json) {
-    auto json = nlohmann::json::parse(MetricsJson(result->metrics));
+    auto json = nlohmann::json::parse(RankingJson(*result));
     json["split"] = arguments.split;
     json["query_time"] = !arguments.no_query_time;
     json["min_count"] = min_count;
@@ -75,6 +75,8 @@ absl::Status RunEvaluate(const EvaluateArguments& arguments) {
     std::printf("%s  %s  %s\n", arguments.split.c_str(), FormatMetrics(result->metrics).c_str(),
                 arguments.no_query_time ? "(asked at the last event's time)"
                                         : "(asked at the target's time)");
+    std::printf("\n%s\n%s", FormatBuckets("history", result->by_history).c_str(),
+                FormatBuckets("gap to target", result->by_gap).c_str());
   }
   return absl::OkStatus();
 }
@@ -86,7 +88,9 @@ void AddEvaluateCommand(CLI::App* app, absl::Status* status) {
   CLI::App* command = app->add_subcommand(
       "evaluate",
       "Measure a model on held-out interactions: leave one out, the whole catalogue ranked, items\n"
-      "already seen included. Prints means over users.");
+      "already seen included. Prints HR, NDCG and MRR at 10 and 20, as means over all users, over\n"
+      "users by the number of events before the target, and by the time from the last to the "
+      "target.");
   command->add_option("DATA", arguments->data, "Interactions, as for train")->required();
   command->add_option("--model", arguments->model, "Directory of the model package")->required();
   command

@@ -81,6 +81,32 @@ std::string MetricsJson(const RankingMetrics& m) {
       .dump();
 }
 
+std::string FormatBuckets(const std::string& heading, const std::vector<BucketMetrics>& buckets) {
+  std::string text = absl::StrFormat("%-16s %7s  %8s %8s %8s  %8s %8s %8s\n", heading, "users",
+                                     "NDCG@10", "HR@10", "MRR@10", "NDCG@20", "HR@20", "MRR@20");
+  for (const auto& [label, m] : buckets) {
+    if (m.users == 0) continue;
+    absl::StrAppendFormat(&text, "%-16s %7d  %8.5f %8.5f %8.5f  %8.5f %8.5f %8.5f\n", label,
+                          m.users, m.ndcg10, m.hr10, m.mrr10, m.ndcg20, m.hr20, m.mrr20);
+  }
+  return text;
+}
+
+std::string RankingJson(const RankingResult& result) {
+  auto json = nlohmann::json::parse(MetricsJson(result.metrics));
+  const auto bucket_array = [](const std::vector<BucketMetrics>& buckets) {
+    auto array = nlohmann::json::array();
+    for (const BucketMetrics& bucket : buckets) {
+      array.push_back(nlohmann::json::parse(MetricsJson(bucket.metrics)));
+      array.back()["bucket"] = bucket.label;
+    }
+    return array;
+  };
+  json["by_history"] = bucket_array(result.by_history);
+  json["by_gap"] = bucket_array(result.by_gap);
+  return json.dump();
+}
+
 absl::Status DumpTopK(const std::string& what, const std::string& path, const Dataset& data,
                       const ItemCatalog& catalog, const std::vector<std::vector<ScoredItem>>& top) {
   std::ofstream file(path, std::ios::binary);

@@ -10,7 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "model/engine/engine.h"
-#include "model/evaluation/metrics.h"
+#include "model/evaluation/evaluator.h"
 #include "model/training/dataset.h"
 #include "model/training/interactions.h"
 
@@ -45,6 +45,11 @@ std::string FormatSeconds(double seconds);
 std::string FormatMetrics(const RankingMetrics& metrics);
 // A JSON object of the same figures.
 std::string MetricsJson(const RankingMetrics& metrics);
+// A table of the buckets that have users, under a line with `heading`.
+std::string FormatBuckets(const std::string& heading, const std::vector<BucketMetrics>& buckets);
+// The figures of MetricsJson with "by_history" and "by_gap": arrays of the same figures per bucket,
+// with its name as "bucket"; all buckets, in order.
+std::string RankingJson(const RankingResult& result);
 
 // Writes a row of user and items, tab-separated, per evaluated user of `data`, whose lists `top`
 // are in that order. UNAVAILABLE naming `what` (an option, or "") and the path.

@@ -134,7 +134,7 @@ TrainHooks MakeHooks(const Dataset& data, const TrainArguments& arguments, Progr
 }
 
 std::string Summary(const TrainArguments& arguments, const Dataset& data,
-                    const TrainResult& trained, const RankingMetrics& test, double seconds) {
+                    const TrainResult& trained, const RankingResult& test, double seconds) {
   const TrainOptions& options = arguments.options;
   nlohmann::json curve = nlohmann::json::array();
   for (const EpochFigures& epoch : trained.curve) {
@@ -163,7 +163,7 @@ std::string Summary(const TrainArguments& arguments, const Dataset& data,
                               {"last_loss", trained.loss},
                               {"seconds", seconds}}},
                             {"valid", nlohmann::json::parse(MetricsJson(trained.valid))},
-                            {"test", nlohmann::json::parse(MetricsJson(test))}};
+                            {"test", nlohmann::json::parse(RankingJson(test))}};
   return summary.dump(2);
 }
 
@@ -248,7 +248,7 @@ absl::Status RunTrain(TrainArguments arguments) {
   if (!test.ok()) return test.status();
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  const std::string summary = Summary(arguments, *data, *trained, test->metrics, seconds);
+  const std::string summary = Summary(arguments, *data, *trained, *test, seconds);
   if (baseline) {
     if (auto written = WriteBaseline(out, *data, *test, summary); !written.ok()) return written;
   } else {

@@ -88,10 +88,14 @@ int64_t RankOf(int32_t target, const std::vector<ScoredItem>& top) {
 RankingResult MeterRanking(std::span<const RankingCase> cases,
                            std::vector<std::vector<ScoredItem>> top) {
   RankingMeter meter;
+  BucketMeter by_history(HistoryBuckets()), by_gap(GapBuckets());
   for (size_t i = 0; i < cases.size(); ++i) {
-    meter.Add(cases[i].target > 0 ? RankOf(cases[i].target, top[i]) : 0);
+    const int64_t rank = cases[i].target > 0 ? RankOf(cases[i].target, top[i]) : 0;
+    meter.Add(rank);
+    by_history.Add(static_cast<int64_t>(cases[i].history.size()), rank);
+    by_gap.Add(cases[i].gap_ms, rank);
   }
-  return {meter.Mean(), std::move(top)};
+  return {meter.Mean(), by_history.Means(), by_gap.Means(), std::move(top)};
 }
 
 absl::StatusOr<RankingResult> EvaluateRanking(const Engine& engine,

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "model/engine/engine.h"
+#include "model/evaluation/buckets.h"
 #include "model/evaluation/metrics.h"
 
 namespace tim4rec {
@@ -18,6 +19,7 @@ struct RankingCase {
   std::vector<FoldEvent> history;  // in fold order; may be empty: then popularity ranks
   int32_t target = 0;              // 0: not in the catalogue, counts as a miss
   int64_t as_of_ms = 0;            // when the recommendation is asked for
+  int64_t gap_ms = 0;  // from the event before the target to the target; only sorts into buckets
 };
 
 struct RankingOptions {
@@ -29,6 +31,8 @@ struct RankingOptions {
 
 struct RankingResult {
   RankingMetrics metrics;
+  std::vector<BucketMetrics> by_history;     // HistoryBuckets, by the size of `history`
+  std::vector<BucketMetrics> by_gap;         // GapBuckets, by `gap_ms`
   std::vector<std::vector<ScoredItem>> top;  // per case, best first, nothing excluded
 };
 

@@ -85,6 +85,7 @@ std::vector<RankingCase> MakeRankingCases(const Dataset& data, const ItemCatalog
     }
     ranking.target = index[history.items[target]];
     ranking.as_of_ms = history.timestamps_ms[query_time ? target : target - 1];
+    ranking.gap_ms = history.timestamps_ms[target] - history.timestamps_ms[target - 1];
     cases.push_back(std::move(ranking));
   }
   return cases;

@@ -102,11 +102,29 @@ TEST_F(CommandLine, EvaluateAgreesWithTrainAndItsDump) {
   }
   EXPECT_DOUBLE_EQ(json["HR@10"], hits / 40.0);
 
+  for (const char* kind : {"by_history", "by_gap"}) {
+    int64_t users = 0;
+    double hits10 = 0;
+    for (const auto& bucket : json[kind]) {
+      users += bucket["users"].get<int64_t>();
+      hits10 += bucket["users"].get<double>() * bucket["HR@10"].get<double>();
+    }
+    EXPECT_EQ(users, 40) << kind;
+    EXPECT_NEAR(hits10, hits, 1e-9) << kind;
+    EXPECT_EQ(json[kind], metrics["test"][kind]);
+  }
+  EXPECT_EQ(json["by_history"][2]["bucket"], "10-19 events");
+  EXPECT_EQ(json["by_history"][2]["users"], 40);
+
   const Outcome valid =
       Run("evaluate --model " + model_ + " " + data_ + " --split valid --no-query-time");
   ASSERT_EQ(valid.code, 0) << valid.err;
   EXPECT_THAT(valid.out, HasSubstr("valid  NDCG@10 "));
   EXPECT_THAT(valid.out, HasSubstr("(asked at the last event's time)"));
+  EXPECT_THAT(valid.out, HasSubstr("history            users   NDCG@10"));
+  EXPECT_THAT(valid.out, HasSubstr("10-19 events          40  "));
+  EXPECT_THAT(valid.out, HasSubstr("under 1 minute  "));
+  EXPECT_THAT(valid.out, Not(HasSubstr("200+ events")));
 }
 
 TEST_F(CommandLine, RecommendsForEveryUserInOrder) {

@@ -52,6 +52,49 @@ TEST(RankingMeter, AveragesOverUsers) {
 
 TEST(RankingMeter, IsZeroWithoutUsers) { EXPECT_EQ(RankingMeter().Mean().ndcg10, 0); }
 
+TEST(BucketMeter, SortsByTheLowerBorder) {
+  BucketMeter meter(HistoryBuckets());
+  meter.Add(0, 1);
+  meter.Add(4, 0);
+  meter.Add(5, 2);
+  meter.Add(9, 1);
+  meter.Add(1'000'000, 1);
+  const auto means = meter.Means();
+  ASSERT_EQ(means.size(), HistoryBuckets().size());
+  EXPECT_EQ(means[0].label, "1-4 events");
+  EXPECT_EQ(means[0].metrics.users, 2);
+  EXPECT_DOUBLE_EQ(means[0].metrics.hr10, 0.5);
+  EXPECT_EQ(means[1].metrics.users, 2);
+  EXPECT_DOUBLE_EQ(means[1].metrics.mrr10, 0.75);
+  EXPECT_EQ(means[2].metrics.users, 0);
+  EXPECT_EQ(means.back().metrics.users, 1);
+}
+
+TEST(BucketMeter, BucketsFollowEachOtherWithoutHoles) {
+  for (const auto* buckets : {&HistoryBuckets(), &GapBuckets()}) {
+    for (size_t i = 1; i < buckets->size(); ++i) {
+      EXPECT_EQ((*buckets)[i].from, (*buckets)[i - 1].below);
+    }
+  }
+}
+
+TEST(Evaluator, SortsUsersByHistoryAndGap) {
+  std::vector<RankingCase> cases(3);
+  std::vector<std::vector<ScoredItem>> top(3, {{7, 2.0f}, {8, 1.0f}});
+  cases[0] = {std::vector<FoldEvent>(3), 7, 0, 0};
+  cases[1] = {std::vector<FoldEvent>(3), 8, 0, 59'999};
+  cases[2] = {std::vector<FoldEvent>(12), 9, 0, 366LL * 86'400'000};
+  const RankingResult result = MeterRanking(cases, top);
+  EXPECT_EQ(result.metrics.users, 3);
+  EXPECT_EQ(result.by_history[0].metrics.users, 2);
+  EXPECT_DOUBLE_EQ(result.by_history[0].metrics.mrr10, 0.75);
+  EXPECT_EQ(result.by_history[2].metrics.users, 1);
+  EXPECT_EQ(result.by_gap[0].metrics.hr10, 1);
+  EXPECT_EQ(result.by_gap[1].metrics.mrr20, 0.5);
+  EXPECT_EQ(result.by_gap.back().metrics.users, 1);
+  EXPECT_EQ(result.by_gap.back().metrics.hr20, 0);
+}
+
 TEST(Evaluator, DoesNotDependOnThreads) {
   const auto engine = TinyEngine();
   const auto cases = RandomCases(engine->config(), 150);
