@@ -34,6 +34,7 @@ void VisitKeys(Config& c, Visitor&& visit) {
   visit("pipeline.max_resident_users", c.pipeline.max_resident_users);
   visit("pipeline.checkpoint_interval_ms", c.pipeline.checkpoint_interval_ms);
   visit("pipeline.checkpoint_group", c.pipeline.checkpoint_group);
+  visit("pipeline.late_policy", c.pipeline.late_policy);
   visit("limits.max_clock_skew_ms", c.limits.max_clock_skew_ms);
   visit("limits.max_interactions", c.limits.max_interactions);
   visit("limits.max_item_ids", c.limits.max_item_ids);
@@ -115,6 +116,14 @@ absl::Status ServerConfig::Validate() const {
   range("limits.max_message_bytes", limits.max_message_bytes, 1024, 1 << 30);
   range("limits.max_stream_batches", limits.max_stream_batches, 1, 65536);
   range("server.drain_timeout_ms", server.drain_timeout_ms, 0, kYearMs);
+  if (pipeline.late_policy == "append") {
+    faults.push_back(
+        "pipeline.late_policy: append is not offered: the event log keeps the order of time, so a "
+        "state folded in the order of arrival could not be rebuilt from it; use refold or reject");
+  } else if (pipeline.late_policy != "refold" && pipeline.late_policy != "reject") {
+    faults.push_back(absl::StrCat("pipeline.late_policy: \"", pipeline.late_policy,
+                                  "\" is none of refold, reject"));
+  }
   if (log.level != "debug" && log.level != "info" && log.level != "warning" &&
       log.level != "error") {
     faults.push_back(

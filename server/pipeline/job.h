@@ -17,7 +17,7 @@
 
 namespace tim4rec {
 
-enum class EventOutcome { kApplied, kDuplicate, kLateRefolded, kUnknownItem };
+enum class EventOutcome { kApplied, kDuplicate, kLateRefolded, kUnknownItem, kLateRejected };
 
 // Where a state came from; kColdStart: no event of an item that the model knows.
 enum class Tier { kHot, kStored, kRebuilt, kColdStart };
@@ -28,6 +28,7 @@ struct RecordCommand {
 
   std::vector<EventOutcome> outcomes;  // answer, one per event
   uint64_t state_version = 0;          // answer: events in the user's log
+  int64_t last_event_ms = 0;           // answer: what a kLateRejected event lies before
 };
 
 struct RecommendCommand {

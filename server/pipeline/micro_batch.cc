@@ -43,6 +43,9 @@ bool MicroBatch::Add(Job* job) {
 }
 
 void MicroBatch::Execute() {
+  if (deps_.reject_late) {
+    for (UserWork& work : works_) RejectLate(&work);
+  }
   AppendRecords();
   for (UserWork& work : works_) PrepareUser(&work);
   for (UserWork& work : works_) {
@@ -55,14 +58,66 @@ void MicroBatch::Execute() {
   Finish();
 }
 
+// An event of the log is no late one, wherever it lies: a retry stays a duplicate.
+void MicroBatch::RejectLate(UserWork* work) {
+  struct Candidate {
+    RecordCommand* record;
+    size_t event;
+  };
+  const Resident* resident = deps_.residents->Peek(work->user_id);
+  std::unordered_multimap<Position, Candidate> candidates;
+  for (Job* job : work->jobs) {
+    if (!job->record) continue;
+    for (size_t e = 0; e < job->record->events.size(); ++e) {
+      Position position = PositionOf(job->record->events[e]);
+      if (resident != nullptr && position >= resident->lineage.watermark) continue;
+      candidates.emplace(std::move(position), Candidate{&*job->record, e});
+    }
+  }
+  if (candidates.empty()) return;
+  Position last;
+  int64_t last_event_ms = 0;
+  const absl::Status read =
+      deps_.log->Read(work->user_id, "", [&](std::string_view position, const Event& event) {
+        last = position;
+        last_event_ms = event.timestamp_ms;
+        candidates.erase(last);
+        return true;
+      });
+  if (!read.ok()) {
+    deps_.metrics->failed_read->Increment();
+    for (Job* job : work->jobs) {
+      if (job->record) job->status = read;
+    }
+    return;
+  }
+  for (const auto& [position, candidate] : candidates) {
+    if (position >= last) continue;
+    RecordCommand& record = *candidate.record;
+    record.outcomes.resize(record.events.size(), EventOutcome::kDuplicate);
+    record.outcomes[candidate.event] = EventOutcome::kLateRejected;
+    record.last_event_ms = last_event_ms;
+  }
+}
+
 void MicroBatch::AppendRecords() {
   std::vector<UserEvents> batch;
   std::vector<std::pair<UserWork*, Job*>> owners;
+  std::deque<std::vector<Event>> accepted;  // of the records that have rejected events
   Durability durability = Durability::kBuffered;
   for (UserWork& work : works_) {
     for (Job* job : work.jobs) {
-      if (!job->record || job->record->events.empty()) continue;
-      batch.push_back({work.user_id, job->record->events});
+      if (!job->record || job->record->events.empty() || !job->status.ok()) continue;
+      const RecordCommand& record = *job->record;
+      std::span<const Event> events = record.events;
+      if (!record.outcomes.empty()) {
+        std::vector<Event>& kept = accepted.emplace_back();
+        for (size_t e = 0; e < record.events.size(); ++e) {
+          if (record.outcomes[e] != EventOutcome::kLateRejected) kept.push_back(record.events[e]);
+        }
+        events = kept;
+      }
+      batch.push_back({work.user_id, events});
       owners.emplace_back(&work, job);
       if (job->record->durability == Durability::kSynced) durability = Durability::kSynced;
     }
@@ -85,9 +140,11 @@ void MicroBatch::AppendRecords() {
   for (size_t i = 0; i < owners.size(); ++i) {
     auto& [work, job] = owners[i];
     RecordCommand& record = *job->record;
-    record.outcomes.assign(record.events.size(), EventOutcome::kDuplicate);
+    record.outcomes.resize(record.events.size(), EventOutcome::kDuplicate);
+    size_t next = 0;  // in what was appended
     for (size_t e = 0; e < record.events.size(); ++e) {
-      if ((*appended)[i][e] == AppendOutcome::kDuplicate) continue;
+      if (record.outcomes[e] == EventOutcome::kLateRejected) continue;
+      if ((*appended)[i][next++] == AppendOutcome::kDuplicate) continue;
       work->added.push_back({PositionOf(record.events[e]), &record.events[e], &record.outcomes[e]});
     }
   }
@@ -396,6 +453,9 @@ void MicroBatch::Finish() {
             break;
           case EventOutcome::kUnknownItem:
             deps_.metrics->events_unknown_item->Increment();
+            break;
+          case EventOutcome::kLateRejected:
+            deps_.metrics->events_rejected->Increment();
             break;
         }
       }

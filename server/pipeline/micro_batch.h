@@ -18,9 +18,10 @@
 
 namespace tim4rec {
 
-// Used by one thread: Add the jobs, then Execute once. Order of effects: all records become part of
-// the log (one Append), then of the states (one Advance); then all reads. A job whose status is not
-// OK after a phase takes no part in the next.
+// Used by one thread: Add the jobs, then Execute once. Order of effects: late events are
+// rejected, if so configured; all records become part of the log (one Append), then of the states
+// (one Advance); then all reads. A job whose status is not OK after a phase takes no part in the
+// next.
 class MicroBatch {
  public:
   struct Deps {
@@ -29,6 +30,7 @@ class MicroBatch {
     StateStore* states;
     Metrics* metrics;
     Residents* residents;
+    bool reject_late = false;  // LatePolicy::kReject
   };
   MicroBatch(const Deps& deps, int64_t now_ms);
 
@@ -68,6 +70,7 @@ class MicroBatch {
     std::vector<int32_t> excluded;
   };
 
+  void RejectLate(UserWork* work);
   void AppendRecords();
   void PrepareUser(UserWork* work);
   absl::Status LoadUser(UserWork* work);

@@ -25,6 +25,12 @@
 
 namespace tim4rec {
 
+// What becomes of an event that lies before the last one in its user's log.
+enum class LatePolicy {
+  kRefold,  // it is stored, and the state folded again from the log
+  kReject,  // it is not stored
+};
+
 struct PipelineOptions {
   int workers = 1;                      // at least 1
   int64_t queue_limit = 8192;           // jobs waiting per worker
@@ -32,7 +38,8 @@ struct PipelineOptions {
   int64_t max_resident_users = 100000;  // over all workers; each has at least one
   absl::Duration checkpoint_interval = absl::Seconds(30);  // zero: on eviction and drain only
   int64_t checkpoint_group = 64;                           // states per StateStore::Put
-  std::function<absl::Time()> clock;                       // required; any thread
+  LatePolicy late_policy = LatePolicy::kRefold;
+  std::function<absl::Time()> clock;  // required; any thread
 };
 
 // All outlive the pipeline.

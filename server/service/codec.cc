@@ -90,8 +90,16 @@ v1::InteractionStatus EncodeOutcome(EventOutcome outcome) {
       return v1::INTERACTION_STATUS_LATE_REFOLDED;
     case EventOutcome::kUnknownItem:
       return v1::INTERACTION_STATUS_UNKNOWN_ITEM;
+    case EventOutcome::kLateRejected:
+      return v1::INTERACTION_STATUS_REJECTED;
   }
   return v1::INTERACTION_STATUS_UNSPECIFIED;
+}
+
+std::string LateReason(const RecordCommand& command, size_t event) {
+  return absl::StrCat("timestamp_ms: ", command.events[event].timestamp_ms,
+                      " lies before the user's last event, which is at ", command.last_event_ms,
+                      " (pipeline.late_policy is reject)");
 }
 
 Durability DecodeAck(v1::Ack ack, const DecodeContext& context, Violations* faults) {
@@ -225,7 +233,11 @@ void EncodeRecord(const RecordCommand& command, const std::vector<std::string>& 
   for (const std::string& rejection : rejections) {
     v1::InteractionResult* result = response->add_results();
     if (rejection.empty()) {
-      result->set_status(EncodeOutcome(command.outcomes[next++]));
+      result->set_status(EncodeOutcome(command.outcomes[next]));
+      if (command.outcomes[next] == EventOutcome::kLateRejected) {
+        result->set_reason(LateReason(command, next));
+      }
+      ++next;
     } else {
       result->set_status(v1::INTERACTION_STATUS_REJECTED);
       result->set_reason(rejection);
@@ -236,28 +248,33 @@ void EncodeRecord(const RecordCommand& command, const std::vector<std::string>& 
 
 void EncodeBatchEntry(const RecordCommand& command, const std::vector<std::string>& rejections,
                       uint32_t user_index, v1::StreamInteractionsResponse* response) {
+  size_t next = 0;  // in the command
   for (size_t i = 0; i < rejections.size(); ++i) {
-    if (rejections[i].empty()) continue;
+    std::string reason = rejections[i];
+    if (reason.empty()) {
+      const size_t event = next++;
+      switch (command.outcomes[event]) {
+        case EventOutcome::kApplied:
+          response->set_applied(response->applied() + 1);
+          continue;
+        case EventOutcome::kDuplicate:
+          response->set_duplicates(response->duplicates() + 1);
+          continue;
+        case EventOutcome::kLateRefolded:
+          response->set_late_refolded(response->late_refolded() + 1);
+          continue;
+        case EventOutcome::kUnknownItem:
+          response->set_unknown_items(response->unknown_items() + 1);
+          continue;
+        case EventOutcome::kLateRejected:
+          reason = LateReason(command, event);
+          break;
+      }
+    }
     v1::RejectedInteraction* rejected = response->add_rejected();
     rejected->set_user_index(user_index);
     rejected->set_interaction_index(static_cast<uint32_t>(i));
-    rejected->set_reason(rejections[i]);
-  }
-  for (const EventOutcome outcome : command.outcomes) {
-    switch (outcome) {
-      case EventOutcome::kApplied:
-        response->set_applied(response->applied() + 1);
-        break;
-      case EventOutcome::kDuplicate:
-        response->set_duplicates(response->duplicates() + 1);
-        break;
-      case EventOutcome::kLateRefolded:
-        response->set_late_refolded(response->late_refolded() + 1);
-        break;
-      case EventOutcome::kUnknownItem:
-        response->set_unknown_items(response->unknown_items() + 1);
-        break;
-    }
+    rejected->set_reason(std::move(reason));
   }
 }
 

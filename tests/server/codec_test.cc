@@ -215,6 +215,27 @@ TEST_F(Codec, ABatchCountsInteractionsOverAllUsersAndRejectsFaultyUsersWhole) {
                   HasSubstr("2.1 user_id: has 257")));
 }
 
+TEST_F(Codec, RejectedLateEventsSayWhatTheyLieBefore) {
+  RecordCommand command;
+  command.events = {{"item1", 5, ""}, {"item2", 30, ""}};
+  command.outcomes = {EventOutcome::kLateRejected, EventOutcome::kApplied};
+  command.last_event_ms = 20;
+  const std::vector<std::string> rejections = {"item_id: is empty", "", ""};
+  v1::RecordInteractionsResponse response;
+  EncodeRecord(command, rejections, &response);
+  EXPECT_EQ(response.results(1).status(), v1::INTERACTION_STATUS_REJECTED);
+  EXPECT_THAT(response.results(1).reason(),
+              HasSubstr("timestamp_ms: 5 lies before the user's last event, which is at 20"));
+  EXPECT_EQ(response.results(2).status(), v1::INTERACTION_STATUS_APPLIED);
+  v1::StreamInteractionsResponse batch;
+  EncodeBatchEntry(command, rejections, 4, &batch);
+  ASSERT_EQ(batch.rejected_size(), 2);
+  EXPECT_EQ(batch.rejected(1).user_index(), 4u);
+  EXPECT_EQ(batch.rejected(1).interaction_index(), 1u);
+  EXPECT_THAT(batch.rejected(1).reason(), HasSubstr("lies before"));
+  EXPECT_EQ(batch.applied(), 1u);
+}
+
 TEST_F(Codec, FieldsThatAreNotOfferedAreNamed) {
   v1::RecommendRequest request;
   request.add_category_none_of("horror");

@@ -91,6 +91,17 @@ TEST_F(PipelineFaults, ALogThatCannotBeReadFailsItsUserOnly) {
   EXPECT_EQ(Stored("hot"), Folded({At(0, "item2"), At(1, "item1")}));
 }
 
+TEST_F(PipelineFaults, NothingIsStoredIfTheLogCannotSayWhatIsLate) {
+  options_.late_policy = LatePolicy::kReject;
+  Start();
+  log_->read_error = absl::DataLossError("event of user u fails its checksum");
+  EXPECT_EQ(Submit(NewRecord("u", {At(1, "item1")}))->Wait().status.code(),
+            absl::StatusCode::kDataLoss);
+  log_->read_error = absl::OkStatus();
+  EXPECT_EQ(GetUser("u").lineage.event_count, 0u);
+  EXPECT_THAT(Record("u", {At(1, "item1")}), ElementsAre(EventOutcome::kApplied));
+}
+
 TEST_F(PipelineFaults, ACheckpointThatDoesNotFitTheLogIsNotServed) {
   Record("u", {At(1, "item1"), At(2, "item2")});
   const std::vector<ScoredItem> right = Recommend("u").items;

@@ -70,6 +70,72 @@ TEST_F(Pipelines, LateEventsAreNamedWhetherTheUserIsResidentOrNot) {
                                  At(30, "item4"), At(40, "item6")}));
 }
 
+TEST_F(Pipelines, LateEventsAreRejectedIfSoConfigured) {
+  options_.late_policy = LatePolicy::kReject;
+  Start();
+  // Within one request the order does not matter.
+  EXPECT_THAT(Record("u", {At(20, "item2"), At(10, "item1")}), Each(EventOutcome::kApplied));
+  for (int restart = 0; restart < 2; ++restart) {
+    auto job = Submit(NewRecord("u", {At(15, "item3"), At(20, "item2"), At(10, "item1"),
+                                      At(30 + restart, "item4"), At(12, "nobody")}));
+    job->Wait();
+    ASSERT_TRUE(job->status.ok()) << job->status;
+    EXPECT_THAT(
+        job->record->outcomes,
+        ElementsAre(EventOutcome::kLateRejected, EventOutcome::kDuplicate, EventOutcome::kDuplicate,
+                    EventOutcome::kApplied, EventOutcome::kLateRejected));
+    EXPECT_EQ(job->record->last_event_ms, restart == 0 ? 20 : 30);
+    EXPECT_EQ(job->record->state_version, 3u + restart);
+    // Resident at first, not so in the second round.
+    Start();
+  }
+  EXPECT_THAT(Record("u", {At(1, "item1"), At(2, "item2")}), Each(EventOutcome::kLateRejected));
+  EXPECT_EQ(metrics_.events_rejected->Value(), 6);
+  EXPECT_EQ(metrics_.events_late_refolded->Value(), 0);
+  ASSERT_TRUE(pipeline_->Drain().ok());
+  EXPECT_EQ(Stored("u"),
+            Folded({At(10, "item1"), At(20, "item2"), At(30, "item4"), At(31, "item4")}));
+}
+
+TEST_F(Pipelines, RejectingLateEventsLeavesTheFoldOfTheLog) {
+  std::mt19937_64 random = PrintedRandom();
+  options_.late_policy = LatePolicy::kReject;
+  options_.max_resident_users = 3;
+  Start();
+  std::vector<std::vector<Event>> stored(8);
+  uint64_t rejected = 0;
+  for (size_t u = 0; u < stored.size(); ++u) {
+    std::vector<Event> events = RandomEvents(60, &random);
+    // Some disorder.
+    for (size_t i = 0; i + 4 < events.size(); i += 4) {
+      if (random() % 3 == 0) std::swap(events[i], events[i + 1 + random() % 3]);
+    }
+    const std::string user = absl::StrCat("user", u);
+    for (size_t begin = 0; begin < events.size();) {
+      const size_t end = std::min<size_t>(events.size(), begin + 1 + random() % 3);
+      const std::vector<Event> part(events.begin() + begin, events.begin() + end);
+      const std::vector<EventOutcome> outcomes = Record(user, part);
+      for (size_t i = 0; i < part.size(); ++i) {
+        if (outcomes[i] == EventOutcome::kLateRejected) {
+          ++rejected;
+        } else {
+          stored[u].push_back(part[i]);
+        }
+      }
+      begin = end;
+      if (random() % 5 == 0) Recommend(absl::StrCat("other", random() % 5));
+    }
+    // Repeating everything changes nothing.
+    EXPECT_THAT(Record(user, stored[u]), Each(EventOutcome::kDuplicate));
+  }
+  EXPECT_GT(rejected, 0u);
+  EXPECT_EQ(metrics_.events_late_refolded->Value(), 0);
+  ASSERT_TRUE(pipeline_->Drain().ok());
+  for (size_t u = 0; u < stored.size(); ++u) {
+    EXPECT_EQ(Stored(absl::StrCat("user", u)), Folded(stored[u])) << "user" << u;
+  }
+}
+
 TEST_F(Pipelines, UnknownItemsAreKeptAndSkippedByTheFold) {
   EXPECT_THAT(
       Record("u", {At(1, "item1"), At(2, "nobody"), At(3, "item2")}),
