@@ -110,7 +110,7 @@ TEST_F(Interactions, NamesLineAndExpectationOfAMalformedRow) {
               HasSubstr(":3: item has 257 bytes; expected an id of 1 to 256 bytes"));
   EXPECT_THAT(Fault(head + "u\xFF\ti\t1\n"), HasSubstr(":3: user is not valid UTF-8 at byte 1"));
   EXPECT_THAT(Fault(head + "u\xED\xA0\x80\ti\t1\n"), HasSubstr("not valid UTF-8"));
-  EXPECT_THAT(Fault(head + std::string("u\0\ti\t1\n", 8)), HasSubstr("control character"));
+  EXPECT_THAT(Fault(head + std::string("u\0\ti\t1\n", 7)), HasSubstr("control character"));
   for (const char* time : {"", "x", "1x", "nan", "inf", "-5", "2020-01-01"}) {
     EXPECT_THAT(Fault(head + "u\ti\t" + time + "\n"),
                 HasSubstr("; expected seconds or milliseconds since 1970 as a number"));
