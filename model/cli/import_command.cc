@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -7,6 +8,7 @@
 #include "model/cli/commands.h"
 #include "model/cli/import_model.h"
 #include "model/cli/options.h"
+#include "model/cli/report.h"
 #include "model/cli/session.h"
 #include "model/engine/engine.h"
 
@@ -28,6 +30,8 @@ absl::Status RunImport(ImportArguments arguments) {
   auto contents = ImportPublished(arguments.sources);
   if (!contents.ok()) return contents.status();
   if (absl::Status status = WritePackage(arguments.out, *contents); !status.ok()) return status;
+  std::error_code error;
+  std::filesystem::remove(std::filesystem::path(arguments.out) / kReportFile, error);
   const auto engine = OpenEngine(arguments.out, "auto");
   if (!engine.ok()) return engine.status();
   const ModelConfig& config = (*engine)->config();

@@ -11,14 +11,17 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "model/backends/builtin.h"
 #include "model/cli/commands.h"
 #include "model/cli/options.h"
+#include "model/cli/report.h"
 #include "model/cli/session.h"
 #include "model/config/config.h"
 #include "model/evaluation/evaluator.h"
@@ -174,6 +177,17 @@ void KeepFreedPages() {
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
 }
 
+std::string UsesOfTime(const ModelConfig& config) {
+  if (config.variant == Variant::kPublished) {
+    return config.is_time ? "gaps of the window" : "none";
+  }
+  std::vector<std::string> uses;
+  if (config.time_write) uses.push_back("writing");
+  if (config.time_decay) uses.push_back("decay");
+  if (config.time_query) uses.push_back("reading");
+  return uses.empty() ? "none" : absl::StrJoin(uses, ", ");
+}
+
 // What --variant and the flags stand for. INVALID_ARGUMENT for flags that contradict it.
 absl::Status Configure(TrainArguments* a) {
   ModelConfig& config = a->config;
@@ -206,6 +220,50 @@ absl::Status Configure(TrainArguments* a) {
   return absl::OkStatus();
 }
 
+// The page report.html.
+std::string Report(const TrainArguments& arguments, const Dataset& data, const TrainResult& trained,
+                   const RankingResult& test) {
+  const ModelConfig& config = arguments.config;
+  const TrainOptions& options = arguments.options;
+  const std::string name = fs::path(arguments.data).filename().string();
+  ReportInputs inputs;
+  inputs.title = absl::StrCat("TiM4Rec, ", arguments.variant, ", trained on ", name);
+  inputs.facts = {
+      {"data", absl::StrFormat("%s: %d users, %d items, %d interactions (at least %d each)", name,
+                               data.users.size(), data.items.size() - 1, data.n_events,
+                               arguments.min_count)},
+      {"model",
+       absl::StrFormat("%s: %d layers of width %d, %d heads, state width %d", arguments.variant,
+                       config.num_layers, config.hidden_size, config.num_heads(), config.d_state)},
+      {"uses of time", UsesOfTime(config)},
+      {"training", absl::StrFormat("seed %d, learning rate %g, dropout %g; epoch %d of %d kept",
+                                   options.seed, options.learning_rate, config.dropout_prob,
+                                   trained.best_epoch, trained.epochs_run)}};
+  inputs.config = &config;
+  inputs.items = &data.items;
+  inputs.trained = &trained;
+  inputs.test = &test;
+  return ReportHtml(inputs);
+}
+
+absl::Status WriteText(const fs::path& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary);
+  file << text;
+  file.close();
+  if (file) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("cannot write ", path.string()));
+}
+
+// The package and its report. The report of a package that was there goes first: none is better
+// than that of another model.
+absl::Status WriteModel(const fs::path& out, const PackageContents& contents,
+                        const std::string& report) {
+  std::error_code error;
+  fs::remove(out / kReportFile, error);
+  if (auto written = WritePackage(out.string(), contents); !written.ok()) return written;
+  return WriteText(out / kReportFile, report);
+}
+
 // The figures and lists of a baseline: metrics.json and topk.tsv.
 absl::Status WriteBaseline(const fs::path& out, const Dataset& data, const RankingResult& test,
                            const std::string& metrics_json) {
@@ -215,12 +273,7 @@ absl::Status WriteBaseline(const fs::path& out, const Dataset& data, const Ranki
   if (!catalog.ok()) return catalog.status();
   auto dumped = DumpTopK("", (out / "topk.tsv").string(), data, *catalog, test.top);
   if (!dumped.ok()) return dumped;
-  const std::string path = (out / "metrics.json").string();
-  std::ofstream file(path, std::ios::binary);
-  file << metrics_json << '\n';
-  file.close();
-  if (!file) return absl::UnavailableError(absl::StrCat("cannot write ", path));
-  return absl::OkStatus();
+  return WriteText(out / "metrics.json", metrics_json + "\n");
 }
 
 absl::Status RunTrain(TrainArguments arguments) {
@@ -254,7 +307,8 @@ absl::Status RunTrain(TrainArguments arguments) {
   } else {
     const auto contents = MakePackage(*data, config, trained->tensors, summary);
     if (!contents.ok()) return contents.status();
-    if (auto written = WritePackage(out.string(), *contents); !written.ok()) return written;
+    const std::string report = Report(arguments, *data, *trained, *test);
+    if (auto written = WriteModel(out, *contents, report); !written.ok()) return written;
   }
   Say(absl::StrCat("valid  ", FormatMetrics(trained->valid)));
   Say(absl::StrCat("test   ", FormatMetrics(test->metrics)));
@@ -262,7 +316,8 @@ absl::Status RunTrain(TrainArguments arguments) {
                    FormatSeconds(seconds),
                    baseline ? "; a baseline, which cannot be served: figures and lists are in "
                             : "; the model is in ",
-                   out.string(), ", training can go on from ", arguments.options.checkpoint));
+                   out.string(), baseline ? "" : absl::StrCat(" (look at ", kReportFile, ")"),
+                   ", training can go on from ", arguments.options.checkpoint));
   return absl::OkStatus();
 }
 

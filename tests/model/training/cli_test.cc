@@ -78,6 +78,10 @@ TEST_F(CommandLine, TrainReportsAndWritesAPackage) {
   EXPECT_EQ(metrics["data"]["min_count"], 5);
   EXPECT_EQ(metrics["training"]["seed"], 1);
   EXPECT_GT(metrics["test"]["NDCG@10"], 0.2);
+  const std::string report = directory_->Read("model/report.html");
+  EXPECT_THAT(report, HasSubstr("TiM4Rec, streaming, trained on data.inter"));
+  EXPECT_THAT(report, HasSubstr("<section id=\"decay\">"));
+  EXPECT_THAT(report, HasSubstr("epoch 3"));
 }
 
 TEST_F(CommandLine, EvaluateAgreesWithTrainAndItsDump) {
