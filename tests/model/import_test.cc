@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -77,6 +78,11 @@ TEST_F(Import, MakesAPackageOfACheckpoint) {
                                HasSubstr("backend reproduces its 6 probe histories")));
   EXPECT_EQ(IdsOfPackage(out).front(), "1");
   EXPECT_EQ(IdsOfPackage(out).back(), "11");
+  // Over a trained package: its report would be of another model.
+  const std::string stale = directory_.Write("plain/report.html", "of another model");
+  ASSERT_EQ(Run(base + out).code, 0);
+  EXPECT_FALSE(std::filesystem::exists(stale));
+  EXPECT_TRUE(std::filesystem::exists(out + "/config.json"));
 
   const Outcome dataset =
       Run(base + directory_.path("dataset") + " --dataset " + kTestData + "dataset.pth");
