@@ -189,8 +189,8 @@ std::vector<size_t> ShownItems(const std::vector<Item>& items) {
 std::string Neighbours(const std::vector<Item>& items, const TrainedTensors& tensors) {
   const auto found = tensors.find("item_embedding.weight");
   if (found == tensors.end() || items.size() < 2) return "";
-  const auto& [shape, table] = found->second;
-  const size_t width = shape[1];
+  const size_t width = found->second.first[1];
+  const std::vector<float>& table = found->second.second;
   const auto dot = [&](size_t a, size_t b) {
     return std::inner_product(table.begin() + a * width, table.begin() + (a + 1) * width,
                               table.begin() + b * width, 0.0);
