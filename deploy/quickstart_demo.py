@@ -64,18 +64,25 @@ def record_request(user, events):
         pb.Interaction(item_id=item, timestamp_ms=t, event_id=f"{row:012d}") for t, row, item in events])
 
 
+def record_user(stub, user, events):
+    """Records a user's events in order, a call after the other, and returns how many had which outcome."""
+    statuses = collections.Counter()
+    for n in range(0, len(events), EVENTS_PER_CALL):
+        answer = stub.RecordInteractions(record_request(user, events[n:n + EVENTS_PER_CALL]), timeout=30)
+        statuses.update(pb.InteractionStatus.Name(r.status) for r in answer.results)
+    return statuses
+
+
 def record_all(stub, label, batches):
-    """Records every user's events, several calls in flight, and prints how many had which outcome."""
+    """Records every user's events, several users at a time, and prints how many had which outcome."""
     statuses = collections.Counter()
     bar, done = Bar(label), 0
     with concurrent.futures.ThreadPoolExecutor(CALLS_IN_FLIGHT) as pool:
-        calls = [pool.submit(stub.RecordInteractions, record_request(u, e[n:n + EVENTS_PER_CALL]), timeout=30)
-                 for u, e in batches for n in range(0, len(e), EVENTS_PER_CALL)]
-        for call in concurrent.futures.as_completed(calls):
-            answer = call.result()
-            statuses.update(pb.InteractionStatus.Name(r.status) for r in answer.results)
+        users = [pool.submit(record_user, stub, user, events) for user, events in batches]
+        for user in concurrent.futures.as_completed(users):
+            statuses.update(user.result())
             done += 1
-            bar.update(done, len(calls))
+            bar.update(done, len(users))
     bar.pause()
     print("  " + ", ".join(f"{name.removeprefix('INTERACTION_STATUS_')} {n}" for name, n in statuses.items()))
 
