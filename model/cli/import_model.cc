@@ -1,6 +1,7 @@
 #include "model/cli/import_model.h"
 
 #include <cmath>
+#include <map>
 #include <random>
 #include <utility>
 #include <vector>
@@ -8,7 +9,6 @@
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "model/cli/import_config.h"
@@ -81,30 +81,10 @@ absl::StatusOr<ModelConfig> ReadConfig(const ImportSources& sources, const Named
   return config;
 }
 
-std::string ShapeText(const std::vector<int64_t>& shape) {
-  return absl::StrCat("[", absl::StrJoin(shape, ","), "]");
-}
-
-absl::Status CheckTensors(const ModelConfig& config, const NamedTensors& tensors) {
-  const auto expected = TensorShapes(config);
-  std::vector<std::string> faults;
-  for (const auto& [name, shape] : expected) {
-    const auto it = tensors.find(name);
-    if (it == tensors.end()) {
-      faults.push_back(absl::StrCat(name, " ", ShapeText(shape), " is missing"));
-    } else if (it->second.first != shape) {
-      faults.push_back(absl::StrCat(name, " has shape ", ShapeText(it->second.first),
-                                    ", the configuration says ", ShapeText(shape)));
-    }
-  }
-  for (const auto& [name, tensor] : tensors) {
-    if (!expected.contains(name)) {
-      faults.push_back(absl::StrCat(name, " ", ShapeText(tensor.first), " is not of this model"));
-    }
-  }
-  if (faults.empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("the tensors are not those of the configuration: ",
-                                                 absl::StrJoin(faults, "; ")));
+std::map<std::string, TensorView> ViewsOf(const NamedTensors& tensors) {
+  std::map<std::string, TensorView> views;
+  for (const auto& [name, tensor] : tensors) views[name] = {tensor.first, tensor.second};
+  return views;
 }
 
 // ---- item ids
@@ -213,7 +193,9 @@ absl::StatusOr<PackageContents> ImportPublished(const ImportSources& sources) {
   const auto config = ReadConfig(sources, contents.tensors);
   if (!config.ok()) return config.status();
   contents.config = *config;
-  if (absl::Status status = CheckTensors(*config, contents.tensors); !status.ok()) return status;
+  if (absl::Status status = CheckTensors(*config, ViewsOf(contents.tensors)); !status.ok()) {
+    return status;
+  }
   auto items = ReadMatchingItems(sources, config->n_items);
   if (!items.ok()) return items.status();
   contents.items = *std::move(items);

@@ -63,33 +63,6 @@ int64_t ElementCount(const std::vector<int64_t>& shape) {
   return count;
 }
 
-// Compares with TensorShapes(config) and lists every fault.
-absl::Status CheckTensors(const ModelConfig& config, const Tensors& tensors) {
-  const auto expected = TensorShapes(config);
-  std::vector<std::string> faults;
-  for (const auto& [name, shape] : expected) {
-    const auto it = tensors.find(name);
-    if (it == tensors.end()) {
-      faults.push_back(absl::StrCat(name, " ", ShapeText(shape), " is missing"));
-    } else if (it->second.shape != shape) {
-      faults.push_back(absl::StrCat(name, " has shape ", ShapeText(it->second.shape), ", expected ",
-                                    ShapeText(shape)));
-    } else if (static_cast<int64_t>(it->second.data.size()) != ElementCount(shape)) {
-      faults.push_back(absl::StrCat(name, " has ", it->second.data.size(), " values, its shape ",
-                                    ShapeText(shape), " needs ", ElementCount(shape)));
-    } else if (!AllFinite(it->second.data)) {
-      faults.push_back(absl::StrCat(name, " holds values that are not finite"));
-    }
-  }
-  for (const auto& [name, tensor] : tensors) {
-    if (!expected.contains(name)) {
-      faults.push_back(absl::StrCat(name, " ", ShapeText(tensor.shape), " is not of this model"));
-    }
-  }
-  if (faults.empty()) return absl::OkStatus();
-  return Invalid(absl::StrCat("tensors: ", absl::StrJoin(faults, "; ")));
-}
-
 absl::Status CheckItems(const ModelConfig& config, const std::vector<Item>& items) {
   if (static_cast<int64_t>(items.size()) != config.n_items) {
     return Invalid(absl::StrCat("items: ", items.size(), " with the padding entry, but n_items is ",
@@ -462,6 +435,33 @@ FilePieces PiecesOf(const std::string& header, const SafetensorsWriter& writer) 
 }
 
 }  // namespace
+
+absl::Status CheckTensors(const ModelConfig& config,
+                          const std::map<std::string, TensorView>& tensors) {
+  const auto expected = TensorShapes(config);
+  std::vector<std::string> faults;
+  for (const auto& [name, shape] : expected) {
+    const auto it = tensors.find(name);
+    if (it == tensors.end()) {
+      faults.push_back(absl::StrCat(name, " ", ShapeText(shape), " is missing"));
+    } else if (it->second.shape != shape) {
+      faults.push_back(absl::StrCat(name, " has shape ", ShapeText(it->second.shape),
+                                    ", the configuration says ", ShapeText(shape)));
+    } else if (static_cast<int64_t>(it->second.data.size()) != ElementCount(shape)) {
+      faults.push_back(absl::StrCat(name, " has ", it->second.data.size(), " values, its shape ",
+                                    ShapeText(shape), " needs ", ElementCount(shape)));
+    } else if (!AllFinite(it->second.data)) {
+      faults.push_back(absl::StrCat(name, " holds values that are not finite"));
+    }
+  }
+  for (const auto& [name, tensor] : tensors) {
+    if (!expected.contains(name)) {
+      faults.push_back(absl::StrCat(name, " ", ShapeText(tensor.shape), " is not of this model"));
+    }
+  }
+  if (faults.empty()) return absl::OkStatus();
+  return Invalid(absl::StrCat("tensors: ", absl::StrJoin(faults, "; ")));
+}
 
 absl::Status WritePackage(const std::string& dir, const PackageContents& contents) {
   if (absl::Status status = contents.config.Validate(); !status.ok()) return status;

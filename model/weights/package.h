@@ -137,6 +137,11 @@ class ModelPackage {
 // Published: the released code's state-dict names and shapes.
 std::map<std::string, std::vector<int64_t>> TensorShapes(const ModelConfig& config);
 
+// INVALID_ARGUMENT that lists every tensor which is missing, misshapen, not of this model, or holds
+// values that are not finite.
+absl::Status CheckTensors(const ModelConfig& config,
+                          const std::map<std::string, TensorView>& tensors);
+
 }  // namespace tim4rec
 
 #endif  // TIM4REC_MODEL_WEIGHTS_PACKAGE_H_

@@ -131,7 +131,7 @@ TEST_F(PackageTest, ListsEveryTensorFaultInOneError) {
   EXPECT_THAT(Message(status),
               AllOf(HasSubstr("query_gate.1.bias [4] is missing"),
                     HasSubstr("extra [1] is not of this model"),
-                    HasSubstr("in_layer_norm.bias has shape [4,4], expected [16]"),
+                    HasSubstr("in_layer_norm.bias has shape [4,4], the configuration says [16]"),
                     HasSubstr("in_layer_norm.weight has 15 values"),
                     HasSubstr("ssd_layers.0.ssd.D holds values that are not finite")));
   EXPECT_FALSE(fs::exists(Dir()));
