@@ -53,9 +53,10 @@ step "4/5 serve"
 listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 port=50051; listening "$port" && port=0
 metrics_port=9464; listening "$metrics_port" && metrics_port=0
+admin_port=50052; listening "$admin_port" && admin_port=0
 # In a session of its own, so that Ctrl-C reaches this script only: two signals end the server without a drain.
 setsid "$bin/tim4rec-server" --model "$run/model" --data "$run/data" \
-  --listen "127.0.0.1:$port" --metrics-listen "127.0.0.1:$metrics_port" \
+  --listen "127.0.0.1:$port" --metrics-listen "127.0.0.1:$metrics_port" --admin-listen "127.0.0.1:$admin_port" \
   >"$run/server.out" 2>"$run/server.log" &
 server=$!
 stop_server() { kill -TERM "$server" 2>/dev/null && wait "$server"; }

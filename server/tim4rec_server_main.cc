@@ -1,10 +1,12 @@
 // tim4rec-server: parse, start, serve until SIGTERM, drain.
 #include <signal.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
 #include <fstream>
+#include <initializer_list>
 #include <iterator>
 #include <map>
 #include <string>
@@ -57,29 +59,31 @@ void LogStart(const ServerConfig& config, const std::vector<std::string>& ignore
   }
 }
 
-// Blocks SIGTERM and SIGINT in this thread and in those that it starts.
-sigset_t BlockStopSignals() {
-  sigset_t stop;
-  sigemptyset(&stop);
-  sigaddset(&stop, SIGTERM);
-  sigaddset(&stop, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &stop, nullptr);
-  signal(SIGPIPE, SIG_IGN);
-  return stop;
+sigset_t Signals(std::initializer_list<int> numbers) {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int number : numbers) sigaddset(&set, number);
+  return set;
 }
 
 int Serve(const ServerConfig& config) {
-  const sigset_t stop = BlockStopSignals();
-  auto server = Server::Start(config);
+  // Blocked in this thread and in those that it starts. SIGUSR1 is Admin.Drain's and stays blocked,
+  // so that a repeat does no harm.
+  const sigset_t from_outside = Signals({SIGTERM, SIGINT});
+  const sigset_t stop = Signals({SIGTERM, SIGINT, SIGUSR1});
+  pthread_sigmask(SIG_BLOCK, &stop, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  auto server = Server::Start(config, [] { kill(getpid(), SIGUSR1); });
   if (!server.ok()) return Fail(kFailed, server.status());
   std::printf("listening on %s\n", (*server)->address().c_str());
+  std::printf("admin on %s\n", (*server)->admin_address().c_str());
   std::printf("metrics on %s\n", (*server)->metrics_address().c_str());
   std::fflush(stdout);
   int number = 0;
   sigwait(&stop, &number);
   Log(LogLevel::kInfo, "draining", {{"signal", number}});
   // A second signal ends the process at once.
-  pthread_sigmask(SIG_UNBLOCK, &stop, nullptr);
+  pthread_sigmask(SIG_UNBLOCK, &from_outside, nullptr);
   const absl::Status drained = (*server)->Drain();
   if (!drained.ok()) return Fail(kFailed, drained);
   Log(LogLevel::kInfo, "stopped");
@@ -101,6 +105,7 @@ int Main(int argc, char** argv) {
   flag("--listen", "listen", "HOST:PORT of gRPC, 127.0.0.1:50051; port 0 picks a free one");
   flag("--metrics-listen", "metrics_listen",
        "IP:PORT of /metrics, /healthz, /readyz, 127.0.0.1:9464");
+  flag("--admin-listen", "admin_listen", "HOST:PORT of the Admin service, 127.0.0.1:50052");
   flag("--backend", "model.backend", "auto, cpu, cuda");
   app.add_option("--config", file, "YAML file over the defaults (--print-config shows all keys)");
   app.add_flag("--print-config", print_config, "print the effective configuration and exit");

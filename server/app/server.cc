@@ -16,6 +16,7 @@
 #include "model/backends/builtin.h"
 #include "model/engine/engine.h"
 #include "server/pipeline/pipeline.h"
+#include "server/service/admin_service.h"
 #include "server/service/recommender_service.h"
 #include "server/telemetry/http_endpoint.h"
 #include "server/telemetry/log.h"
@@ -38,6 +39,27 @@ std::string ModelName(const std::string& dir) {
   return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
 }
 
+// A gRPC server for one service; `bound` becomes HOST:PORT. UNAVAILABLE naming `key` if the address
+// cannot be bound.
+absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(const char* key, const std::string& address,
+                                                     grpc::Service* service, int64_t message_bytes,
+                                                     std::string* bound) {
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(service);
+  builder.SetMaxReceiveMessageSize(static_cast<int>(message_bytes));
+  // Two servers on one port would share its connections at random.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr || port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat(key, ": cannot bind ", address, ": give HOST:PORT of a free port, or port 0"));
+  }
+  *bound = absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
+  return server;
+}
+
 int WorkerCount(const ServerConfig& config) {
   if (config.pipeline.workers > 0) return static_cast<int>(config.pipeline.workers);
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
@@ -54,16 +76,24 @@ struct Server::Rep {
   std::unique_ptr<Engine> engine;
   std::unique_ptr<RocksDbStore> store;
   std::unique_ptr<Pipeline> pipeline;
+  ServiceDeps service_deps;
   std::unique_ptr<RecommenderService> service;
   std::unique_ptr<grpc::Server> grpc;
   std::string address;
   std::unique_ptr<HttpEndpoint> http;
+  std::function<void()> request_drain;
+  std::atomic<int64_t> drain_timeout_ms = 0;
+  std::unique_ptr<AdminService> admin_service;
+  std::unique_ptr<grpc::Server> admin;
+  std::string admin_address;
+  absl::Time model_loaded_at;
   bool drained = false;
 
   absl::Status OpenModel();
   absl::Status OpenStore();
   void StartPipeline();
   absl::Status StartGrpc();
+  absl::Status StartAdmin();
 };
 
 absl::Status Server::Rep::OpenModel() {
@@ -72,6 +102,7 @@ absl::Status Server::Rep::OpenModel() {
   auto created = Engine::Create(*std::move(package), BuiltinBackends(), config.model.backend);
   if (!created.ok()) return Named("model", created.status());
   engine = *std::move(created);
+  model_loaded_at = absl::Now();
   model_name = ModelName(config.model.dir);
   const std::string variant =
       engine->config().variant == Variant::kStreaming ? "streaming" : "published";
@@ -117,30 +148,37 @@ void Server::Rep::StartPipeline() {
       options,
       PipelineDeps{engine.get(), store.get(), store.get(),
                    [this](std::string_view user) { return store->DeleteUser(user); }, &metrics});
-  service = std::make_unique<RecommenderService>(
-      ServiceDeps{engine.get(), pipeline.get(), &metrics,
+  service_deps = {engine.get(),
+                  pipeline.get(),
+                  &metrics,
                   RequestLimits{config.limits.max_clock_skew_ms, config.limits.max_interactions,
                                 config.limits.max_item_ids, config.limits.max_stream_batches},
-                  model_name, absl::Now});
+                  model_name,
+                  absl::Now};
+  service = std::make_unique<RecommenderService>(service_deps);
 }
 
 absl::Status Server::Rep::StartGrpc() {
-  grpc::EnableDefaultHealthCheckService(true);
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  grpc::ServerBuilder builder;
-  int port = 0;
-  builder.AddListeningPort(config.listen, grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(service.get());
-  builder.SetMaxReceiveMessageSize(static_cast<int>(config.limits.max_message_bytes));
-  // Two servers on one port would share its connections at random.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  grpc = builder.BuildAndStart();
-  if (grpc == nullptr || port == 0) {
-    return absl::UnavailableError(absl::StrCat("listen: cannot bind ", config.listen,
-                                               ": give HOST:PORT of a free port, or port 0"));
-  }
+  auto started =
+      Listen("listen", config.listen, service.get(), config.limits.max_message_bytes, &address);
+  if (!started.ok()) return started.status();
+  grpc = *std::move(started);
   grpc->GetHealthCheckService()->SetServingStatus(v1::Recommender::service_full_name(), true);
-  address = absl::StrCat(config.listen.substr(0, config.listen.rfind(':')), ":", port);
+  return absl::OkStatus();
+}
+
+absl::Status Server::Rep::StartAdmin() {
+  admin_service = std::make_unique<AdminService>(
+      AdminDeps{service_deps, config.model.dir, model_loaded_at, config.ToYaml(),
+                [this](absl::Duration timeout) {
+                  drain_timeout_ms = absl::ToInt64Milliseconds(timeout);
+                  request_drain();
+                },
+                absl::Milliseconds(config.server.drain_timeout_ms)});
+  auto started = Listen("admin_listen", config.admin_listen, admin_service.get(),
+                        config.limits.max_message_bytes, &admin_address);
+  if (!started.ok()) return started.status();
+  admin = *std::move(started);
   return absl::OkStatus();
 }
 
@@ -150,11 +188,17 @@ Server::~Server() { (void)Drain(); }
 
 const std::string& Server::address() const { return rep_->address; }
 const std::string& Server::metrics_address() const { return rep_->http->address(); }
+const std::string& Server::admin_address() const { return rep_->admin_address; }
 
-absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config) {
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config,
+                                                      std::function<void()> request_drain) {
   auto server = std::unique_ptr<Server>(new Server(std::make_unique<Rep>()));
   Rep& rep = *server->rep_;
   rep.config = config;
+  rep.drain_timeout_ms = config.server.drain_timeout_ms;
+  rep.request_drain = std::move(request_drain);
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   if (absl::Status s = rep.OpenModel(); !s.ok()) return s;
   if (absl::Status s = rep.OpenStore(); !s.ok()) return s;
   rep.StartPipeline();
@@ -163,6 +207,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
                                   [&ready = rep.ready] { return ready.load(); });
   if (!http.ok()) return http.status();
   rep.http = *std::move(http);
+  if (absl::Status s = rep.StartAdmin(); !s.ok()) return s;
   rep.ready = true;
   rep.metrics.ready->Set(1);
   return server;
@@ -177,13 +222,17 @@ absl::Status Server::Drain() {
   if (rep.service != nullptr) rep.service->Drain();
   absl::Status drained = rep.pipeline == nullptr ? absl::OkStatus() : rep.pipeline->Drain();
   if (rep.grpc != nullptr) {
-    const absl::Time give_up = absl::Now() + absl::Milliseconds(rep.config.server.drain_timeout_ms);
+    const absl::Time give_up = absl::Now() + absl::Milliseconds(rep.drain_timeout_ms.load());
     while (rep.service->in_flight() > 0 && absl::Now() < give_up) {
       absl::SleepFor(absl::Milliseconds(1));
     }
     // Only idle connections and health watches are left, which would wait for ever.
     rep.grpc->Shutdown(std::chrono::system_clock::now() + kGoodbye);
     rep.grpc->Wait();
+  }
+  if (rep.admin != nullptr) {
+    rep.admin->Shutdown(std::chrono::system_clock::now() + kGoodbye);
+    rep.admin->Wait();
   }
   return drained;
 }

@@ -1,7 +1,8 @@
-// The server put together: model, store, pipeline, gRPC, metrics.
+// The server put together: model, store, pipeline, gRPC, admin, metrics.
 #ifndef TIM4REC_SERVER_APP_SERVER_H_
 #define TIM4REC_SERVER_APP_SERVER_H_
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -13,9 +14,12 @@ namespace tim4rec {
 
 class Server {
  public:
-  // Starts in this order: model (checked against its probe), store, pipeline, gRPC, metrics. Serves
-  // when it returns. Errors name the part and what to do; then nothing is left running.
-  static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerConfig& config);
+  // Starts in this order: model (checked against its probe), store, pipeline, gRPC, metrics, admin.
+  // Serves when it returns. Errors name the part and what to do; then nothing is left running.
+  // `request_drain` is Admin.Drain's: it asks the owner to call Drain, at any time from any thread,
+  // perhaps more than once, and returns at once.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerConfig& config,
+                                                       std::function<void()> request_drain);
 
   // Drains.
   ~Server();
@@ -23,6 +27,7 @@ class Server {
   // HOST:PORT with the ports that were bound.
   const std::string& address() const;
   const std::string& metrics_address() const;
+  const std::string& admin_address() const;
 
   // Not ready first (health NOT_SERVING, /readyz 503, new calls UNAVAILABLE), then calls that were
   // taken are answered and changed states written, then connections are closed. A client that does

@@ -23,6 +23,7 @@ template <typename Config, typename Visitor>
 void VisitKeys(Config& c, Visitor&& visit) {
   visit("listen", c.listen);
   visit("metrics_listen", c.metrics_listen);
+  visit("admin_listen", c.admin_listen);
   visit("model.dir", c.model.dir);
   visit("model.backend", c.model.backend);
   visit("store.dir", c.store.dir);
@@ -79,6 +80,11 @@ bool IsAddress(const std::string& text) {
          absl::SimpleAtoi(text.substr(colon + 1), &port) && port >= 0 && port <= 65535;
 }
 
+bool IsLoopback(const std::string& address) {
+  const std::string host = address.substr(0, address.rfind(':'));
+  return host == "localhost" || host == "[::1]" || host.rfind("127.", 0) == 0;
+}
+
 }  // namespace
 
 absl::Status ServerConfig::Validate() const {
@@ -96,6 +102,13 @@ absl::Status ServerConfig::Validate() const {
   constexpr int64_t kYearMs = 365LL * 86'400'000;
   address("listen", listen);
   address("metrics_listen", metrics_listen);
+  address("admin_listen", admin_listen);
+  if (IsAddress(admin_listen) && !IsLoopback(admin_listen)) {
+    faults.push_back(absl::StrCat(
+        "admin_listen: \"", admin_listen,
+        "\" is not of this machine alone (127.0.0.1, localhost, [::1]), and whoever reaches the "
+        "Admin service may do all it offers"));
+  }
   if (model.dir.empty()) {
     faults.push_back("model.dir: is empty; name a model package (--model DIR)");
   }

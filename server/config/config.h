@@ -18,6 +18,7 @@ namespace tim4rec {
 struct ServerConfig {
   std::string listen = "127.0.0.1:50051";
   std::string metrics_listen = "127.0.0.1:9464";
+  std::string admin_listen = "127.0.0.1:50052";
 
   struct Model {
     std::string dir;

@@ -15,7 +15,15 @@ constexpr std::string_view kMethodNames[kMethods] = {"RecordInteractions",
                                                      "StreamInteractions",
                                                      "RecommendBatch",
                                                      "GetUser",
-                                                     "DeleteUser"};
+                                                     "DeleteUser",
+                                                     "ListModels",
+                                                     "LoadModel",
+                                                     "PromoteModel",
+                                                     "UnloadModel",
+                                                     "VerifyUser",
+                                                     "CreateBackup",
+                                                     "GetConfig",
+                                                     "Drain"};
 
 // gRPC's codes by number.
 constexpr const char* kCodeNames[17] = {

@@ -30,8 +30,16 @@ enum class Method {
   kRecommendBatch,
   kGetUser,
   kDeleteUser,
+  kListModels,
+  kLoadModel,
+  kPromoteModel,
+  kUnloadModel,
+  kVerifyUser,
+  kCreateBackup,
+  kGetConfig,
+  kDrain,
 };
-inline constexpr int kMethods = 8;
+inline constexpr int kMethods = 16;
 std::string_view MethodName(Method method);
 
 // Thread-safe.

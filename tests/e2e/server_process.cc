@@ -9,6 +9,7 @@
 
 #include <bit>
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -43,6 +44,7 @@ std::string LineAfter(const std::string& text, const std::string& prefix) {
 
 ServerProcess::ServerProcess(const std::vector<std::string>& arguments) {
   std::string binary = TIM4REC_BINARY_DIR "/bin/tim4rec-server";
+  setenv("TIM4REC_ADMIN_LISTEN", "127.0.0.1:0", 0);
   std::vector<char*> argv = {binary.data()};
   std::vector<std::string> copies = arguments;
   for (std::string& argument : copies) argv.push_back(argument.data());
@@ -83,6 +85,7 @@ bool ServerProcess::WaitUntilServing() {
   while (metrics_address_.empty()) {
     if (!ReadSome()) return false;
     address_ = LineAfter(output_, "listening on ");
+    admin_address_ = LineAfter(output_, "admin on ");
     metrics_address_ = LineAfter(output_, "metrics on ");
   }
   return true;
@@ -126,6 +129,11 @@ std::unique_ptr<ServerProcess> ServerTest::Serve(const std::string& data,
 std::unique_ptr<v1::Recommender::Stub> ServerTest::Connect(const ServerProcess& server) {
   return v1::Recommender::NewStub(
       grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials()));
+}
+
+std::unique_ptr<v1::Admin::Stub> ServerTest::ConnectAdmin(const ServerProcess& server) {
+  return v1::Admin::NewStub(
+      grpc::CreateChannel(server.admin_address(), grpc::InsecureChannelCredentials()));
 }
 
 grpc::Status CallRaw(const std::string& address, const std::string& method,

@@ -10,13 +10,14 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "tim4rec/v1/admin.grpc.pb.h"
 #include "tim4rec/v1/recommender.grpc.pb.h"
 
 namespace tim4rec {
 
 inline const std::string kTinyModel = TIM4REC_SOURCE_DIR "/tests/e2e/testdata/tiny_model";
 
-// The real binary with the given arguments.
+// The real binary with the given arguments, and its Admin service on a free port.
 class ServerProcess {
  public:
   explicit ServerProcess(const std::vector<std::string>& arguments);
@@ -24,7 +25,7 @@ class ServerProcess {
   ServerProcess(const ServerProcess&) = delete;
   ServerProcess& operator=(const ServerProcess&) = delete;
 
-  // Waits until the server has printed both addresses. False if it ended before.
+  // Waits until the server has printed its addresses. False if it ended before.
   bool WaitUntilServing();
   void Signal(int number) const;
   // Waits for the end. The exit code, or minus the signal's number.
@@ -32,6 +33,7 @@ class ServerProcess {
 
   const std::string& address() const { return address_; }
   const std::string& metrics_address() const { return metrics_address_; }
+  const std::string& admin_address() const { return admin_address_; }
   const std::string& output() const { return output_; }  // complete after Wait
   std::string errors() const;                            // what it wrote to stderr so far
 
@@ -44,6 +46,7 @@ class ServerProcess {
   std::string output_;
   std::string address_;
   std::string metrics_address_;
+  std::string admin_address_;
 };
 
 // A data directory, and servers over it with the tiny model.
@@ -56,6 +59,7 @@ class ServerTest : public testing::Test {
   std::unique_ptr<ServerProcess> Serve(const std::string& data,
                                        const std::vector<std::string>& more = {});
   std::unique_ptr<v1::Recommender::Stub> Connect(const ServerProcess& server);
+  std::unique_ptr<v1::Admin::Stub> ConnectAdmin(const ServerProcess& server);
 
   std::string dir_;
 };
