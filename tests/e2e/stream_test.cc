@@ -7,9 +7,8 @@
 #include <thread>
 
 #include "gmock/gmock.h"
-#include "model/backends/builtin.h"
-#include "model/engine/engine.h"
 #include "store/rocksdb_store.h"
+#include "tests/e2e/plain_fold.h"
 #include "tests/e2e/server_process.h"
 
 namespace tim4rec {
@@ -68,37 +67,23 @@ size_t SendFrom(v1::Recommender::Stub& stub,
 // The checkpoints in `data` are what folding all events in order gives.
 void ExpectPlainFolds(const std::string& data,
                       const std::vector<v1::StreamInteractionsRequest>& batches) {
-  std::map<std::string, std::map<Position, Event>> logs;
+  std::map<std::string, UserLog> logs;
   for (const auto& batch : batches) {
     for (const auto& entry : batch.users()) {
-      const Event event{entry.interactions(0).item_id(), entry.interactions(0).timestamp_ms(), ""};
-      logs[entry.user_id()].emplace(PositionOf(event), event);
+      AddTo({entry.interactions(0).item_id(), entry.interactions(0).timestamp_ms(), ""},
+            &logs[entry.user_id()]);
     }
   }
-  const auto engine = Engine::Create(*ModelPackage::Open(kTinyModel), BuiltinBackends(), "cpu");
-  ASSERT_TRUE(engine.ok()) << engine.status();
-  Backend& backend = (*engine)->backend();
+  const PlainFold fold;
   RocksDbStoreOptions options;
   options.read_only = true;
   const auto store = RocksDbStore::Open(data, options);
   ASSERT_TRUE(store.ok()) << store.status();
   for (const auto& [user, log] : logs) {
-    std::vector<FoldEvent> fold;
-    for (const auto& [position, event] : log) {
-      if (const auto item = (*engine)->catalog().Find(event.item_id)) {
-        fold.push_back({*item, event.timestamp_ms});
-      }
-    }
-    const Slot slot = *backend.Allocate();
-    const Run runs[] = {{slot, fold}};
-    ASSERT_TRUE(backend.Advance(runs).ok());
-    std::string expected(backend.state_bytes(), '\0');
-    ASSERT_TRUE(backend.Export(slot, std::as_writable_bytes(std::span(expected))).ok());
-    backend.Release(slot);
-    const auto record = (*store)->Get(user, (*engine)->fingerprint());
+    const auto record = (*store)->Get(user, fold.fingerprint());
     ASSERT_TRUE(record.ok() && record->has_value()) << user;
     EXPECT_EQ((*record)->lineage.event_count, log.size()) << user;
-    EXPECT_EQ((*record)->payload, expected) << user;
+    EXPECT_EQ((*record)->payload, fold.State(log, log.size())) << user;
   }
 }
 
