@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -18,6 +19,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "model/backends/builtin.h"
 #include "model/cli/commands.h"
 #include "model/cli/options.h"
@@ -25,8 +28,8 @@
 #include "model/cli/session.h"
 #include "model/config/config.h"
 #include "model/evaluation/evaluator.h"
-#include "model/training/baseline.h"
 #include "model/training/export.h"
+#include "model/training/torch_ranking.h"
 #include "model/training/trainer.h"
 #include "model/training/windows.h"
 
@@ -42,9 +45,9 @@ struct TrainArguments {
   bool skip_bad_rows = false;
   std::string variant = "streaming";
   std::string conv_activation = "silu";
-  bool no_time = false, no_time_write = false, no_time_decay = false, no_time_query = false,
-       no_ffn = false;
+  bool no_time = false, no_time_write = false, no_time_decay = false, no_ffn = false;
   bool p2p_residual = false;
+  std::optional<std::string> init, query_features;
   std::optional<int64_t> max_length;
   ModelConfig config;
   TrainOptions options;
@@ -56,22 +59,23 @@ fs::path OutputPath(const std::string& out) {
   return path.has_filename() ? path : path.parent_path();
 }
 
-// Finds out before training whether the result can be written after it: a package, or, of a
-// baseline, the figures alone.
-absl::Status CheckOutput(const fs::path& out, bool baseline) {
+// Finds out before training whether the result can be written after it: a package, or the figures
+// alone of what is not `served`.
+absl::Status CheckOutput(const fs::path& out, bool served) {
   std::error_code error;
   if (fs::exists(out, error)) {
     if (!fs::is_directory(out, error)) {
       return absl::InvalidArgumentError(
           absl::StrCat("--out ", out.string(), " is a file; expected a directory"));
     }
-    if (baseline && fs::exists(out / "config.json", error)) {
+    if (!served && fs::exists(out / "config.json", error)) {
       return absl::InvalidArgumentError(
           absl::StrCat("--out ", out.string(),
-                       " holds a model package, and sasrec makes none: it is a baseline that no "
-                       "engine serves; give a new directory for its figures"));
+                       " holds a model package, and --variant sasrec and the query features "
+                       "calendar, trend and age make none: they are for comparisons, and no engine "
+                       "serves them; give a new directory for the figures"));
     }
-    if (!baseline && !fs::is_empty(out, error) && !fs::exists(out / "config.json", error)) {
+    if (served && !fs::is_empty(out, error) && !fs::exists(out / "config.json", error)) {
       return absl::InvalidArgumentError(
           absl::StrCat("--out ", out.string(),
                        " holds other files and no model package, and would be replaced as a whole; "
@@ -90,15 +94,15 @@ absl::Status CheckOutput(const fs::path& out, bool baseline) {
   return absl::OkStatus();
 }
 
-// Lists and accuracy of weights on a split, through the backend that serves; of the baseline
+// Lists and accuracy of weights on a split, through the backend that serves; of what none serves
 // through libtorch.
 absl::StatusOr<RankingResult> Measure(const Dataset& data, const TrainArguments& arguments,
                                       const TrainedTensors& tensors, Split split) {
-  if (arguments.options.sasrec) {
+  if (!arguments.options.served()) {
     const auto catalog = ItemCatalog::Create(data.items);
     if (!catalog.ok()) return catalog.status();
     const auto cases = MakeRankingCases(data, *catalog, split, /*query_time=*/true);
-    return EvaluateSasrec(arguments.config, arguments.options, tensors, cases);
+    return EvaluateWithTorch(data, arguments.config, arguments.options, tensors, cases);
   }
   PackageContents contents;
   contents.config = arguments.config;
@@ -143,31 +147,54 @@ std::string Summary(const TrainArguments& arguments, const Dataset& data,
   for (const EpochFigures& epoch : trained.curve) {
     curve.push_back({{"loss", epoch.loss}, {"valid_NDCG@10", epoch.valid_ndcg10}});
   }
-  nlohmann::json summary = {{"data",
-                             {{"name", fs::path(arguments.data).filename().string()},
-                              {"users", data.users.size()},
-                              {"items", data.items.size() - 1},
-                              {"events", data.n_events},
-                              {"min_count", arguments.min_count}}},
-                            {"variant", arguments.variant},
-                            {"protocol",
-                             "leave one out, whole catalogue ranked, seen items included, asked at "
-                             "the target's timestamp"},
-                            {"curve", curve},
-                            {"training",
-                             {{"seed", options.seed},
-                              {"epochs", options.epochs},
-                              {"patience", options.patience},
-                              {"learning_rate", options.learning_rate},
-                              {"batch_events", options.batch_events},
-                              {"max_length", options.max_length},
-                              {"epochs_run", trained.epochs_run},
-                              {"best_epoch", trained.best_epoch},
-                              {"last_loss", trained.loss},
-                              {"seconds", seconds}}},
-                            {"valid", nlohmann::json::parse(MetricsJson(trained.valid))},
-                            {"test", nlohmann::json::parse(RankingJson(test))}};
+  nlohmann::json summary = {
+      {"data",
+       {{"name", fs::path(arguments.data).filename().string()},
+        {"users", data.users.size()},
+        {"items", data.items.size() - 1},
+        {"events", data.n_events},
+        {"min_count", arguments.min_count}}},
+      {"variant", arguments.variant},
+      {"query_features",
+       arguments.query_features.value_or(arguments.variant == "streaming" ? "gap" : "none")},
+      {"protocol",
+       "leave one out, whole catalogue ranked, seen items included, asked at "
+       "the target's timestamp"},
+      {"curve", curve},
+      {"training",
+       {{"seed", options.seed},
+        {"init", NameOf(options.init)},
+        {"dropout", arguments.config.dropout_prob},
+        {"epochs", options.epochs},
+        {"patience", options.patience},
+        {"learning_rate", options.learning_rate},
+        {"batch_events", options.batch_events},
+        {"max_length", options.max_length},
+        {"epochs_run", trained.epochs_run},
+        {"best_epoch", trained.best_epoch},
+        {"last_loss", trained.loss},
+        {"seconds", seconds}}},
+      {"valid", nlohmann::json::parse(MetricsJson(trained.valid))},
+      {"test", nlohmann::json::parse(RankingJson(test))}};
   return summary.dump(2);
+}
+
+// The line for programs: settings and final figures of the summary.
+std::string FinalFigures(const std::string& summary_json) {
+  const auto summary = nlohmann::json::parse(summary_json);
+  const auto& training = summary["training"];
+  nlohmann::ordered_json line = {{"data", summary["data"]["name"]},
+                                 {"variant", summary["variant"]},
+                                 {"seed", training["seed"]},
+                                 {"best_epoch", training["best_epoch"]},
+                                 {"epochs_run", training["epochs_run"]},
+                                 {"seconds", training["seconds"]}};
+  for (const char* split : {"valid", "test"}) {
+    for (const char* metric : {"NDCG@10", "HR@10"}) {
+      line[absl::StrCat(split, "_", metric)] = summary[split][metric];
+    }
+  }
+  return line.dump();
 }
 
 // A step allocates and frees the same large tensors again and again: keep their pages, which
@@ -188,15 +215,49 @@ std::string UsesOfTime(const ModelConfig& config) {
   return uses.empty() ? "none" : absl::StrJoin(uses, ", ");
 }
 
+// What --query-features stands for.
+absl::Status ConfigureQuery(const std::string& features, TrainArguments* a) {
+  if (features == "none") return absl::OkStatus();
+  for (const absl::string_view feature : absl::StrSplit(features, ',')) {
+    bool* const use = feature == "gap"        ? &a->config.time_query
+                      : feature == "calendar" ? &a->options.query.calendar
+                      : feature == "trend"    ? &a->options.query.trend
+                      : feature == "age"      ? &a->options.query.age
+                                              : nullptr;
+    if (use == nullptr) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--query-features ", features, ": '", feature,
+                       "' is not one of gap, calendar, trend, age; none alone for none"));
+    }
+    *use = true;
+  }
+  if (a->options.query.calendar && !a->config.time_query) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--query-features ", features, ": calendar needs gap, whose gate it enters"));
+  }
+  return absl::OkStatus();
+}
+
+// What --init stands for.
+void ConfigureInit(const std::string& name, TrainOptions* options) {
+  for (const auto init : {Initialisation::kMamba2, Initialisation::kHippo}) {
+    if (name == NameOf(init)) options->init = init;
+  }
+}
+
 // What --variant and the flags stand for. INVALID_ARGUMENT for flags that contradict it.
 absl::Status Configure(TrainArguments* a) {
   ModelConfig& config = a->config;
   const bool published = a->variant == "published", streaming = a->variant == "streaming";
-  if (!streaming && (a->no_time_write || a->no_time_decay || a->no_time_query)) {
+  if (!streaming && (a->no_time_write || a->no_time_decay || a->query_features)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--no-time-write, --no-time-decay and --no-time-query are of --variant "
+        absl::StrCat("--no-time-write, --no-time-decay and --query-features are of --variant "
                      "streaming, not ",
                      a->variant));
+  }
+  if (a->init && !streaming && a->variant != "no-time") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--init is of --variant streaming and no-time, not ", a->variant));
   }
   if (!published && (a->no_time || a->p2p_residual)) {
     return absl::InvalidArgumentError(
@@ -208,7 +269,12 @@ absl::Status Configure(TrainArguments* a) {
   config.is_ffn = !a->no_ffn;
   config.time_write = streaming && !a->no_time_write;
   config.time_decay = streaming && !a->no_time_decay;
-  config.time_query = streaming && !a->no_time_query;
+  config.time_query = false;
+  if (streaming) {
+    auto features = ConfigureQuery(a->query_features.value_or("gap"), a);
+    if (!features.ok()) return features;
+  }
+  if (a->init) ConfigureInit(*a->init, &a->options);
   if (published) {
     config.variant = Variant::kPublished;
     config.is_time = !a->no_time;
@@ -264,9 +330,9 @@ absl::Status WriteModel(const fs::path& out, const PackageContents& contents,
   return WriteText(out / kReportFile, report);
 }
 
-// The figures and lists of a baseline: metrics.json and topk.tsv.
-absl::Status WriteBaseline(const fs::path& out, const Dataset& data, const RankingResult& test,
-                           const std::string& metrics_json) {
+// The figures and lists of what is not served: topk.tsv and, when all is done, metrics.json.
+absl::Status WriteFigures(const fs::path& out, const Dataset& data, const RankingResult& test,
+                          const std::string& metrics_json) {
   std::error_code error;
   fs::create_directories(out, error);
   const auto catalog = ItemCatalog::Create(data.items);
@@ -281,8 +347,8 @@ absl::Status RunTrain(TrainArguments arguments) {
   const auto start = std::chrono::steady_clock::now();
   const fs::path out = OutputPath(arguments.out);
   if (auto configured = Configure(&arguments); !configured.ok()) return configured;
-  const bool baseline = arguments.options.sasrec;
-  if (auto checked = CheckOutput(out, baseline); !checked.ok()) return checked;
+  const bool served = arguments.options.served();
+  if (auto checked = CheckOutput(out, served); !checked.ok()) return checked;
   ModelConfig& config = arguments.config;
   arguments.options.checkpoint = out.string() + ".checkpoint";
 
@@ -302,8 +368,8 @@ absl::Status RunTrain(TrainArguments arguments) {
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const std::string summary = Summary(arguments, *data, *trained, *test, seconds);
-  if (baseline) {
-    if (auto written = WriteBaseline(out, *data, *test, summary); !written.ok()) return written;
+  if (!served) {
+    if (auto written = WriteFigures(out, *data, *test, summary); !written.ok()) return written;
   } else {
     const auto contents = MakePackage(*data, config, trained->tensors, summary);
     if (!contents.ok()) return contents.status();
@@ -314,10 +380,11 @@ absl::Status RunTrain(TrainArguments arguments) {
   Say(absl::StrCat("test   ", FormatMetrics(test->metrics)));
   Say(absl::StrCat("epoch ", trained->best_epoch, " of ", trained->epochs_run, " kept, ",
                    FormatSeconds(seconds),
-                   baseline ? "; a baseline, which cannot be served: figures and lists are in "
-                            : "; the model is in ",
-                   out.string(), baseline ? "" : absl::StrCat(" (look at ", kReportFile, ")"),
+                   served ? "; the model is in "
+                          : "; for comparison, no engine serves it: figures and lists are in ",
+                   out.string(), served ? absl::StrCat(" (look at ", kReportFile, ")") : "",
                    ", training can go on from ", arguments.options.checkpoint));
+  std::cout << FinalFigures(summary) << std::endl;
   return absl::OkStatus();
 }
 
@@ -375,8 +442,20 @@ void AddModelOptions(CLI::App* command, TrainArguments* a) {
   command->add_flag("--no-time-decay", a->no_time_decay, "States do not decay over real time")
       ->group(group);
   command
-      ->add_flag("--no-time-query", a->no_time_query,
-                 "The time since the last event does not change recommendations")
+      ->add_option("--query-features", a->query_features,
+                   "What is known when a recommendation is asked for, by commas, or none. gap: the "
+                   "time since the last event. Candidates, measured but not served, so that OUT "
+                   "gets figures as with sasrec: calendar (hour and weekday in UTC; needs gap), "
+                   "trend (an item's recent use), age (time since its first use)")
+      ->default_str("gap")
+      ->group(group);
+  command
+      ->add_option("--init", a->init,
+                   "Where decay starts. mamba2: random rates per event, over real time next to "
+                   "none. hippo: rates 1, 2, ... per typical history, over real time next to none. "
+                   "log-timescales: mamba2, and memories log-spaced over the gaps of the data")
+      ->check(CLI::IsMember({"mamba2", "hippo", "log-timescales"}))
+      ->default_str("log-timescales")
       ->group(group);
 }
 
@@ -440,7 +519,8 @@ void AddTrainCommand(CLI::App* app, absl::Status* status) {
   arguments->config.dropout_prob = 0.3;
   CLI::App* command = app->add_subcommand(
       "train",
-      "Train a model on interactions and write it as a model package (all variants but sasrec).\n"
+      "Train a model on interactions and write it as a model package (but see\n--variant sasrec "
+      "and --query-features).\n"
       "The last interaction of each user is held out for testing, the one before it for choosing\n"
       "the epoch that is kept.");
   command

@@ -79,7 +79,7 @@ torch::Tensor MaskedSsd(const torch::Tensor& x, const torch::Tensor& delta,
   return y.transpose(2, 3).reshape({batch, chunks * chunk, heads, width}).slice(1, 0, length);
 }
 
-SsdBlock::SsdBlock(const ModelConfig& config) : config_(config) {
+SsdBlock::SsdBlock(const ModelConfig& config, double hippo_length) : config_(config) {
   const int64_t heads = config.num_heads();
   const int64_t inner = config.inner_size();
   in_proj_ = register_module(
@@ -89,9 +89,13 @@ SsdBlock::SsdBlock(const ModelConfig& config) : config_(config) {
   auto norm = register_module("norm", std::make_shared<NormWeight>(inner));
   norm_weight_ = norm->weight;
 
-  // Mamba-2's start: A uniform in [1, 16], Delta log-uniform in [0.001, 0.1], D one.
-  const auto a = torch::empty({heads}).uniform_(1, 16);
-  const auto delta = torch::exp(torch::rand({heads}) * std::log(0.1 / 0.001) + std::log(0.001));
+  // Drawn in any case, so that a seed gives the same other weights whatever the start.
+  auto a = torch::empty({heads}).uniform_(1, 16);
+  auto delta = torch::exp(torch::rand({heads}) * std::log(0.1 / 0.001) + std::log(0.001));
+  if (hippo_length > 0) {
+    a = torch::arange(1, heads + 1, torch::kFloat32);
+    delta = torch::full({heads}, 1 / hippo_length);
+  }
   a_log_ = register_parameter("A_log", a.log());
   dt_bias_ = register_parameter("dt_bias", delta + torch::log(-torch::expm1(-delta)));
   d_ = register_parameter("D", torch::ones({heads}));

@@ -25,7 +25,11 @@ torch::Tensor MaskedSsd(const torch::Tensor& x, const torch::Tensor& delta,
 // y_t = S_t C_t + D x_t. A time path, added by who derives from it, enters through Mix.
 class SsdBlock : public torch::nn::Module {
  protected:
-  explicit SsdBlock(const ModelConfig& config);
+  // `hippo_length` decides where the decay rates start. 0: as in Mamba-2, A uniform in [1,16],
+  // Delta log-uniform in [0.001,0.1]. Otherwise A_h = h + 1 with one Delta = 1 / hippo_length: the
+  // heads' exponentials span what the first H basis functions of HiPPO-LegS do over that many
+  // events.
+  explicit SsdBlock(const ModelConfig& config, double hippo_length = 0);
 
   // x [B,L,D] -> [B,L,D]. `write` [B,L,H], if defined, multiplies dt before Delta is taken of it;
   // `decay` [B,L,H], if defined, is lambda.

@@ -8,12 +8,13 @@ TimeFunctionImpl::TimeFunctionImpl(int64_t hidden, int64_t out)
     : first_(register_module("1", torch::nn::Linear(1, hidden))),
       second_(register_module("3", torch::nn::Linear(hidden, out))) {}
 
-torch::Tensor TimeFunctionImpl::forward(const torch::Tensor& u) {
-  return second_(torch::silu(first_(u.unsqueeze(-1))));
+torch::Tensor TimeFunctionImpl::forward(const torch::Tensor& u, const torch::Tensor& shift) {
+  const auto hidden = first_(u.unsqueeze(-1));
+  return second_(torch::silu(shift.defined() ? hidden + shift : hidden));
 }
 
 TimeAwareSsdImpl::TimeAwareSsdImpl(const ModelConfig& config, const StreamingInit& init)
-    : SsdBlock(config) {
+    : SsdBlock(config, init.hippo_length) {
   const int64_t heads = config.num_heads();
   if (config.time_write) {
     conv1d4time_1_ = register_module("conv1d4time_1", MakeDepthwiseConv(heads, config.d_conv));
@@ -88,10 +89,10 @@ torch::Tensor StreamingModelImpl::forward(const torch::Tensor& items,
   return x;
 }
 
-torch::Tensor StreamingModelImpl::Query(const torch::Tensor& outputs,
-                                        const torch::Tensor& gaps_ms) {
+torch::Tensor StreamingModelImpl::Query(const torch::Tensor& outputs, const torch::Tensor& gaps_ms,
+                                        const torch::Tensor& shift) {
   if (!config_.time_query) return outputs;
-  const auto gate = query_gate_(TimeFeature(gaps_ms)).chunk(2, -1);
+  const auto gate = query_gate_(TimeFeature(gaps_ms), shift).chunk(2, -1);
   return outputs * (1 + gate[0]) + gate[1];
 }
 

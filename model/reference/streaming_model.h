@@ -19,14 +19,15 @@ struct StreamingInit {
   // Real-time memories T_h of the heads, in ms, log-spaced between these two.
   double shortest_memory_ms = 3'600'000;
   double longest_memory_ms = 365.0 * 86'400'000;
+  double hippo_length = 0;  // in events; as in SsdBlock
 };
 
-// W2 silu(W1 u + b1) + b2, pointwise on a time feature u [...] -> [..., out]. Parameters are named
-// as in the released code's Sequential: 1 and 3.
+// W2 silu(W1 u + b1 + shift) + b2, pointwise on a time feature u [...] -> [..., out]; `shift`
+// [..., hidden] may be undefined. Parameters are named as in the released code's Sequential: 1, 3.
 class TimeFunctionImpl : public torch::nn::Module {
  public:
   TimeFunctionImpl(int64_t hidden, int64_t out);
-  torch::Tensor forward(const torch::Tensor& u);
+  torch::Tensor forward(const torch::Tensor& u, const torch::Tensor& shift = {});
 
  private:
   torch::nn::Linear first_{nullptr};
@@ -72,7 +73,9 @@ class StreamingModelImpl : public torch::nn::Module {
   torch::Tensor forward(const torch::Tensor& items, const torch::Tensor& gaps_ms);
 
   // Query vectors read out a gap after the last event: outputs [...,D], gaps_ms [...] -> [...,D].
-  torch::Tensor Query(const torch::Tensor& outputs, const torch::Tensor& gaps_ms);
+  // `shift` [...,M], if defined, adds to the gate's hidden layer what else is known then.
+  torch::Tensor Query(const torch::Tensor& outputs, const torch::Tensor& gaps_ms,
+                      const torch::Tensor& shift = {});
 
   // Item vectors [V,D]; the score of item v is query . item_vectors[v].
   torch::Tensor item_vectors() const { return item_embedding_->weight; }

@@ -147,6 +147,10 @@ std::map<std::string, std::string> RunIdentity(const Dataset& data, const ModelC
                             absl::Hex(digest.value()))},
       {"model", options.sasrec ? absl::StrCat("sasrec, attention heads ", options.attention_heads)
                                : "as configured"},
+      {"query features",
+       absl::StrCat(options.query.calendar ? "calendar " : "", options.query.trend ? "trend " : "",
+                    options.query.age ? "age" : "")},
+      {"initialisation", NameOf(options.init)},
       {"seed", absl::StrCat(options.seed)},
       {"learning rate", absl::StrCat(options.learning_rate)},
       {"warm-up steps", absl::StrCat(options.warmup_steps)},

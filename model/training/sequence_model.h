@@ -5,10 +5,13 @@
 #include <torch/torch.h>
 
 #include <memory>
+#include <span>
 
 #include "model/config/config.h"
+#include "model/evaluation/evaluator.h"
 #include "model/reference/sasrec_model.h"
 #include "model/training/dataset.h"
+#include "model/training/softmax_loss.h"
 #include "model/training/trainer.h"
 #include "model/training/windows.h"
 
@@ -21,7 +24,8 @@ struct BatchTensors {
   torch::Tensor seconds;     // float64 [B,L], since 1970
   torch::Tensor positions;   // int64 [T], where it is predicted, into the flattened [B*L]
   torch::Tensor targets;     // int64 [T]
-  torch::Tensor query_gaps;  // [T], from the position to its target
+  torch::Tensor query_gaps;  // [T], from the position to its target, clamped
+  torch::Tensor query_ms;    // int64 [T], when it is predicted: the target's timestamp
 };
 
 // How windows become predictions.
@@ -34,13 +38,20 @@ struct BatchShape {
 BatchTensors MakeBatchTensors(const Dataset& data, const Batch& batch, const BatchShape& shape,
                               int64_t max_gap_ms);
 
+// The same of histories, their last `max_events` events, with one prediction after the last at
+// `as_of_ms`. Histories without events are one of padding.
+BatchTensors MakeRankingTensors(std::span<const RankingCase* const> cases, int64_t max_events,
+                                int64_t max_gap_ms);
+
 class SequenceModel {
  public:
   virtual ~SequenceModel() = default;
   virtual torch::nn::Module& module() = 0;
-  // Query vectors [T,D] at the batch's positions; the score of item v is query . item_vectors[v].
+  // Query vectors [T,D] at the batch's positions; the score of item v is query . item_vectors[v],
+  // plus the Terms.
   virtual torch::Tensor Queries(const BatchTensors& batch) = 0;
   virtual torch::Tensor item_vectors() = 0;  // [V,D]
+  virtual ScoreTerms Terms(const BatchTensors&) { return {}; }
   virtual BatchShape batch_shape() const { return {}; }
 };
 

@@ -136,12 +136,14 @@ class Trainer {
   double Step(const BatchTensors& tensors, double learning_rate) {
     const auto queries = model_->Queries(tensors);
     auto table = model_->item_vectors();
+    ScoreTerms terms = model_->Terms(tensors);
     const SoftmaxLoss softmax = FullSoftmaxLoss(queries.detach(), table.detach(), tensors.targets,
-                                                options_.softmax_block_floats);
+                                                options_.softmax_block_floats, terms);
     if (!std::isfinite(softmax.loss)) return softmax.loss;
     optimizer_.zero_grad();
     queries.backward(softmax.query_gradient);
     table.mutable_grad().add_(softmax.table_gradient);
+    if (terms.weights.defined()) terms.weights.mutable_grad() = softmax.weight_gradient;
     torch::nn::utils::clip_grad_norm_(model_->module().parameters(), options_.clip_norm);
     for (auto& group : optimizer_.param_groups()) group.options().set_lr(learning_rate);
     optimizer_.step();
@@ -182,6 +184,18 @@ class Trainer {
 
 }  // namespace
 
+const char* NameOf(Initialisation init) {
+  switch (init) {
+    case Initialisation::kMamba2:
+      return "mamba2";
+    case Initialisation::kHippo:
+      return "hippo";
+    case Initialisation::kLogTimescales:
+      return "log-timescales";
+  }
+  return "invalid";
+}
+
 absl::Status TrainOptions::Validate() const {
   std::vector<std::string> faults;
   const auto require = [&](bool fine, const std::string& fault) {
@@ -214,6 +228,13 @@ absl::StatusOr<TrainResult> Train(const Dataset& data, const ModelConfig& config
     return absl::InvalidArgumentError(
         absl::StrCat("training: attention heads is ", options.attention_heads,
                      "; expected a divisor of hidden_size, ", config.hidden_size));
+  }
+  if (options.query.any() && (options.sasrec || config.variant != Variant::kStreaming)) {
+    return absl::InvalidArgumentError("training: query features are of the streaming variant");
+  }
+  if (options.query.calendar && !config.time_query) {
+    return absl::InvalidArgumentError(
+        "training: the query feature calendar needs gap, whose gate it enters");
   }
   if (config.n_items != static_cast<int64_t>(data.items.size())) {
     return absl::InvalidArgumentError(absl::StrCat("training: n_items is ", config.n_items,

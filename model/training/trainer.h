@@ -20,6 +20,25 @@
 
 namespace tim4rec {
 
+// Where the decay rates of a streaming model start.
+enum class Initialisation {
+  kMamba2,  // A uniform in [1,16], Delta log-uniform in [0.001,0.1]; decay over real time off
+  kHippo,   // A_h = h + 1, one Delta = 1 / (median window length); decay over real time off
+  kLogTimescales,  // Mamba-2's, and real-time memories log-spaced over the training gaps
+};
+
+const char* NameOf(Initialisation init);  // "mamba2", "hippo", "log-timescales"
+
+// What a streaming model knows of the time of a query besides the gap before it (ModelConfig's
+// time_query). Candidates that are measured: no engine serves them.
+struct QueryFeatures {
+  bool calendar = false;  // hour of the day and day of the week in UTC, into the gate of the gap
+  bool trend = false;     // a learned weight times ItemTimeline::Trend is added to the scores
+  bool age = false;       // the same with ItemTimeline::Age; items first seen later are left out
+
+  bool any() const { return calendar || trend || age; }
+};
+
 struct TrainOptions {
   int64_t epochs = 20;          // at most
   int64_t patience = 5;         // epochs without a better validation NDCG@10 before it stops
@@ -31,6 +50,7 @@ struct TrainOptions {
   // The published variant with time: windows of a step, of max_item_list_length events each. The
   // two above do not apply.
   int64_t batch_windows = 512;
+  Initialisation init = Initialisation::kLogTimescales;
   uint64_t seed = 1;
   // Of torch; 0: one per core. The operations of small models are too short to share: more than 1
   // pays from a hidden size of about 128 on, on otherwise idle cores.
@@ -42,6 +62,11 @@ struct TrainOptions {
   // `max_length` events.
   bool sasrec = false;
   int64_t attention_heads = 2;  // of SASRec; divides hidden_size
+
+  QueryFeatures query;
+
+  // Whether an engine can serve what is trained; else EvaluateWithTorch ranks with it.
+  bool served() const { return !sasrec && !query.any(); }
 
   // Written after each epoch, and read by `resume`. Empty: no checkpoint.
   std::string checkpoint;
@@ -73,8 +98,8 @@ struct EpochReport {
 using TrainedTensors = std::map<std::string, std::pair<std::vector<int64_t>, std::vector<float>>>;
 
 struct TrainHooks {
-  // Validation accuracy of the model with these tensors, computed as it will be served (SASRec: as
-  // EvaluateSasrec does). Required.
+  // Validation accuracy of the model with these tensors, computed as it will be served, or as
+  // EvaluateWithTorch does. Required.
   std::function<absl::StatusOr<RankingMetrics>(const TrainedTensors&)> validate;
   std::function<void(const StepReport&)> step;    // may be empty
   std::function<void(const EpochReport&)> epoch;  // may be empty

@@ -141,4 +141,16 @@ std::vector<double> PositiveGapQuantiles(const Dataset& data,
   return quantiles;
 }
 
+int64_t MedianInputs(const Dataset& data, int64_t max_length) {
+  std::vector<int64_t> lengths;
+  for (const UserHistory& history : data.users) {
+    if (history.train_size() >= 2)
+      lengths.push_back(std::min(history.train_size() - 1, max_length));
+  }
+  if (lengths.empty()) return 1;
+  const auto middle = lengths.begin() + static_cast<int64_t>(lengths.size() / 2);
+  std::nth_element(lengths.begin(), middle, lengths.end());
+  return *middle;
+}
+
 }  // namespace tim4rec

@@ -49,6 +49,10 @@ TimeConstants FitTimeConstants(const Dataset& data);
 std::vector<double> PositiveGapQuantiles(const Dataset& data,
                                          const std::vector<double>& probabilities);
 
+// Median over the users of how many events a training window of theirs has: all they have as
+// inputs, at most `max_length`. 1 if nobody has any.
+int64_t MedianInputs(const Dataset& data, int64_t max_length);
+
 }  // namespace tim4rec
 
 #endif  // TIM4REC_MODEL_TRAINING_WINDOWS_H_

@@ -37,6 +37,7 @@ class CommandLine : public ::testing::Test {
     const Outcome trained = Run("train " + data_ + " --out " + model_ + Small() + " --epochs 3");
     ASSERT_EQ(trained.code, 0) << trained.err;
     training_ = trained.err;
+    figures_ = trained.out;
   }
   static void TearDownTestSuite() { delete directory_; }
 
@@ -64,7 +65,7 @@ class CommandLine : public ::testing::Test {
   }
 
   static inline TemporaryDirectory* directory_;
-  static inline std::string data_, model_, training_;
+  static inline std::string data_, model_, training_, figures_;
 };
 
 TEST_F(CommandLine, TrainReportsAndWritesAPackage) {
@@ -73,11 +74,24 @@ TEST_F(CommandLine, TrainReportsAndWritesAPackage) {
   EXPECT_THAT(training_, HasSubstr("epoch  3/3  loss "));
   EXPECT_THAT(training_, HasSubstr("test   NDCG@10 "));
   EXPECT_THAT(training_, Not(HasSubstr("\r")));
+  // One line for programs.
+  EXPECT_EQ(std::count(figures_.begin(), figures_.end(), '\n'), 1) << figures_;
+  const auto figures = nlohmann::json::parse(figures_);
   const auto metrics = nlohmann::json::parse(directory_->Read("model/metrics.json"));
   EXPECT_EQ(metrics["data"]["name"], "data.inter");
   EXPECT_EQ(metrics["data"]["min_count"], 5);
   EXPECT_EQ(metrics["training"]["seed"], 1);
   EXPECT_GT(metrics["test"]["NDCG@10"], 0.2);
+  EXPECT_EQ(metrics["query_features"], "gap");
+  EXPECT_EQ(metrics["training"]["init"], "log-timescales");
+  EXPECT_EQ(figures["data"], "data.inter");
+  EXPECT_EQ(figures["best_epoch"], metrics["training"]["best_epoch"]);
+  EXPECT_EQ(figures["seconds"], metrics["training"]["seconds"]);
+  for (const std::string split : {"valid", "test"}) {
+    for (const std::string metric : {"NDCG@10", "HR@10"}) {
+      EXPECT_EQ(figures[split + "_" + metric], metrics[split][metric]);
+    }
+  }
   const std::string report = directory_->Read("model/report.html");
   EXPECT_THAT(report, HasSubstr("TiM4Rec, streaming, trained on data.inter"));
   EXPECT_THAT(report, HasSubstr("<section id=\"decay\">"));
@@ -201,7 +215,7 @@ TEST_F(CommandLine, SasrecGivesFiguresAndListsButNoPackage) {
   const Outcome trained =
       Run("train " + data_ + " --out " + out + Small() + " --epochs 3 --variant sasrec");
   ASSERT_EQ(trained.code, 0) << trained.err;
-  EXPECT_THAT(trained.err, HasSubstr("a baseline, which cannot be served"));
+  EXPECT_THAT(trained.err, HasSubstr("for comparison, no engine serves it"));
   EXPECT_FALSE(std::filesystem::exists(out + "/config.json"));
   EXPECT_FALSE(std::filesystem::exists(out + "/weights.safetensors"));
   const auto metrics = nlohmann::json::parse(directory_->Read("sasrec/metrics.json"));
@@ -220,7 +234,34 @@ TEST_F(CommandLine, SasrecGivesFiguresAndListsButNoPackage) {
 
   const Outcome over = Run("train " + data_ + " --out " + model_ + Small() + " --variant sasrec");
   EXPECT_EQ(over.code, 1);
-  EXPECT_THAT(over.err, HasSubstr("sasrec makes none"));
+  EXPECT_THAT(over.err, HasSubstr("no engine serves them"));
+}
+
+TEST_F(CommandLine, QueryFeaturesThatNobodyServesGiveFiguresButNoPackage) {
+  const std::string base = "train " + data_ + Small() + " --epochs 2 --out ";
+  const std::string out = directory_->path("features");
+  const Outcome trained = Run(base + out + " --init hippo --query-features gap,calendar,trend,age");
+  ASSERT_EQ(trained.code, 0) << trained.err;
+  EXPECT_THAT(trained.err, HasSubstr("for comparison, no engine serves it"));
+  EXPECT_FALSE(std::filesystem::exists(out + "/config.json"));
+  EXPECT_EQ(Rows(directory_->Read("features/topk.tsv")).size(), 40u);
+  const auto metrics = nlohmann::json::parse(directory_->Read("features/metrics.json"));
+  EXPECT_EQ(metrics["query_features"], "gap,calendar,trend,age");
+  EXPECT_EQ(metrics["training"]["init"], "hippo");
+  EXPECT_EQ(nlohmann::json::parse(trained.out)["test_HR@10"], metrics["test"]["HR@10"]);
+  // Another set of features, and another start, are other runs.
+  const Outcome other = Run(base + out + " --init mamba2 --query-features trend --resume");
+  EXPECT_EQ(other.code, 1);
+  EXPECT_THAT(other.err, HasSubstr("query features (checkpoint: calendar trend age, now: trend )"));
+  EXPECT_THAT(other.err, HasSubstr("initialisation (checkpoint: hippo, now: mamba2)"));
+  EXPECT_THAT(Run(base + model_ + " --query-features trend").err, HasSubstr("serves them"));
+
+  // Without any it is served, and its gate of the gap is not there.
+  const Outcome none = Run(base + directory_->path("none-known") + " --query-features none");
+  ASSERT_EQ(none.code, 0) << none.err;
+  const auto config = nlohmann::json::parse(directory_->Read("none-known/config.json"));
+  EXPECT_EQ(config["time_query"], false);
+  EXPECT_EQ(config["time_decay"], true);
 }
 
 TEST_F(CommandLine, ResumeGoesOn) {
@@ -258,6 +299,12 @@ TEST_F(CommandLine, FailuresExitWithOneAndSayWhy) {
   fails(
       "train " + data_ + " --out " + directory_->path("x") + " --variant published --no-time-decay",
       "are of --variant streaming, not published");
+  fails("train " + data_ + " --out " + directory_->path("x") + " --query-features gap,mood",
+        "'mood' is not one of gap, calendar, trend, age");
+  fails("train " + data_ + " --out " + directory_->path("x") + " --query-features calendar",
+        "calendar needs gap");
+  fails("train " + data_ + " --out " + directory_->path("x") + " --variant sasrec --init hippo",
+        "--init is of --variant streaming and no-time, not sasrec");
   fails("train " + data_ + " --out " + directory_->path("x") + " --min-count 1000",
         "none of the 600 interactions is left");
   fails("evaluate --model " + model_ + " " + data_ + " --dump-topk /proc/top",
@@ -280,7 +327,7 @@ TEST_F(CommandLine, UsageErrorsExitWithTwo) {
 TEST_F(CommandLine, HelpNamesOptionsWithDefaults) {
   const Outcome help = Run("train --help");
   EXPECT_EQ(help.code, 0);
-  for (const char* part : {"--epochs INT=20", "--no-time-query", "--resume", "--seed"}) {
+  for (const char* part : {"--epochs INT=20", "--query-features", "--resume", "--seed"}) {
     EXPECT_THAT(help.out, HasSubstr(part));
   }
   EXPECT_EQ(Run("--help").code, 0);

@@ -13,9 +13,9 @@
 #include "model/backends/builtin.h"
 #include "model/evaluation/evaluator.h"
 #include "model/reference/sasrec_model.h"
-#include "model/training/baseline.h"
 #include "model/training/export.h"
 #include "model/training/sequence_model.h"
+#include "model/training/torch_ranking.h"
 #include "model/training/trainer.h"
 #include "model/training/windows.h"
 #include "tests/model/training/synthetic.h"
@@ -57,8 +57,8 @@ class Variants : public ::testing::Test {
     if (!catalog.ok()) return catalog.status();
     const auto cases = MakeRankingCases(data_, *catalog, Split::kValid, true);
     absl::StatusOr<RankingResult> result;
-    if (options_.sasrec) {
-      result = EvaluateSasrec(config_, options_, tensors, cases);
+    if (!options_.served()) {
+      result = EvaluateWithTorch(data_, config_, options_, tensors, cases);
     } else {
       PackageContents contents;
       contents.config = config_;
@@ -136,6 +136,15 @@ TEST_F(Variants, SasrecLearnsAndRepeats) {
   LearnsAndRepeats(0.6);
 }
 
+TEST_F(Variants, QueryFeaturesLearnAndRepeat) {
+  options_.query = {.calendar = true, .trend = true, .age = true};
+  const TrainResult trained = LearnsAndRepeats(0.6);
+  ASSERT_TRUE(trained.tensors.contains("query_term_weights"));
+  const auto& weights = trained.tensors.at("query_term_weights").second;
+  EXPECT_NE(weights[0], 0.5F);
+  EXPECT_NE(weights[1], 0);
+}
+
 TEST_F(Variants, SasrecNeedsHeadsThatDivideTheWidth) {
   options_.sasrec = true;
   options_.attention_heads = 3;
@@ -151,7 +160,7 @@ TEST_F(Variants, SasrecListsAreItsScoresInOrder) {
   ASSERT_TRUE(trained.ok()) << trained.status();
   const auto catalog = ItemCatalog::Create(data_.items);
   const auto cases = MakeRankingCases(data_, *catalog, Split::kTest, true);
-  const auto all = EvaluateSasrec(config_, options_, trained->tensors, cases);
+  const auto all = EvaluateWithTorch(data_, config_, options_, trained->tensors, cases);
   ASSERT_TRUE(all.ok()) << all.status();
   ASSERT_EQ(all->top.size(), cases.size());
   EXPECT_EQ(all->top[0].size(), 20u);
@@ -159,7 +168,7 @@ TEST_F(Variants, SasrecListsAreItsScoresInOrder) {
     // Alone, and by its last events alone, a history gives the same list.
     RankingCase tail = cases[i];
     tail.history.erase(tail.history.begin(), tail.history.end() - options_.max_length);
-    const auto alone = EvaluateSasrec(config_, options_, trained->tensors, {&tail, 1});
+    const auto alone = EvaluateWithTorch(data_, config_, options_, trained->tensors, {&tail, 1});
     ASSERT_TRUE(alone.ok()) << alone.status();
     std::set<int32_t> items;
     for (size_t k = 0; k < 20; ++k) {
