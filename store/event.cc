@@ -26,6 +26,15 @@ absl::StatusOr<int64_t> TimestampOf(std::string_view position) {
       kMaxIdBytes, " bytes or an item hash of 16"));
 }
 
+FoldPlace FoldPlaceOf(const Event& event) {
+  return event.late.rank > 0 ? event.late : FoldPlace{PositionOf(event), 0};
+}
+
+int64_t FoldTimeMs(const Event& event) {
+  if (event.late.rank == 0) return event.timestamp_ms;
+  return DecodePosition(event.late.position).value_or(event.timestamp_ms);
+}
+
 void Lineage::Extend(std::string_view position, std::string_view item_id) {
   std::string bytes;
   bytes.reserve(2 * 8 + 2 * 4 + position.size() + item_id.size());
@@ -37,7 +46,7 @@ void Lineage::Extend(std::string_view position, std::string_view item_id) {
   bytes.append(item_id);
   const XXH128_hash_t next = XXH3_128bits(bytes.data(), bytes.size());
   hash = {next.low64, next.high64};
-  watermark.assign(position);
+  if (position > watermark) watermark.assign(position);
   ++event_count;
 }
 

@@ -26,10 +26,12 @@ struct UserEvents {
 };
 
 // Thread-safe, except that two calls that write the same user must not overlap (a partition has one
-// worker). Errors: UNAVAILABLE or RESOURCE_EXHAUSTED (disk full) when the disk refuses, DATA_LOSS
-// naming the user when a stored event fails its checksum, INVALID_ARGUMENT for an id out of limits.
-// A failed Append has added nothing that can be read; if the disk failed in the middle of it, all
-// of it may be there after a restart, and a retry then finds duplicates.
+// worker). An event's `late` place is kept as it is given. Errors: UNAVAILABLE or
+// RESOURCE_EXHAUSTED (disk full) when the disk refuses, DATA_LOSS naming the user when a stored
+// event fails its checksum, INVALID_ARGUMENT for an id out of limits or a late place that is not
+// behind the event's own position. A failed Append has added nothing that can be read; if the disk
+// failed in the middle of it, all of it may be there after a restart, and a retry then finds
+// duplicates.
 class EventLog {
  public:
   virtual ~EventLog() = default;
@@ -39,11 +41,9 @@ class EventLog {
   virtual absl::StatusOr<std::vector<std::vector<AppendOutcome>>> Append(
       std::span<const UserEvents> batch, Durability durability) = 0;
 
-  // Visits the user's events in fold order, those behind `after` ("" for all), until the visitor
-  // returns false.
+  // Visits the user's events in fold order (that of FoldPlaceOf) until the visitor returns false.
   using Visitor = std::function<bool(std::string_view position, const Event& event)>;
-  virtual absl::Status Read(std::string_view user_id, std::string_view after,
-                            const Visitor& visitor) const = 0;
+  virtual absl::Status Read(std::string_view user_id, const Visitor& visitor) const = 0;
 
   // Visits the ids of all users that have events, in key order.
   virtual absl::Status ForEachUser(

@@ -13,7 +13,8 @@ namespace {
 // Flipping the sign bit makes the unsigned big-endian order the signed order.
 constexpr uint64_t kSignBit = uint64_t{1} << 63;
 constexpr size_t kItemHashBytes = 16;
-constexpr char kEventHasId = 1;        // flags of an event value
+constexpr char kEventHasId = 1;  // flags of an event value
+constexpr char kEventLate = 2;
 constexpr char kLineageTruncated = 1;  // flags of a lineage
 constexpr std::string_view kStateMagic = "T4RS";
 constexpr size_t kChecksumBytes = 8;
@@ -110,6 +111,10 @@ std::optional<int64_t> DecodePosition(std::string_view bytes) {
   return static_cast<int64_t>(bits ^ kSignBit);
 }
 
+bool IsLatePlace(std::string_view behind, uint64_t rank, std::string_view position) {
+  return rank > 0 && behind > position && DecodePosition(behind).has_value();
+}
+
 std::string UserPrefix(std::string_view user_id) {
   std::string prefix;
   AppendUserPrefix(user_id, prefix);
@@ -145,9 +150,15 @@ void AppendEventKey(std::string_view user_id, const Event& event, std::string& o
 
 void AppendEventValue(std::string_view key, const Event& event, std::string& out) {
   const size_t begin = out.size();
-  out.push_back(event.event_id.empty() ? 0 : kEventHasId);
+  out.push_back(static_cast<char>((event.event_id.empty() ? 0 : kEventHasId) |
+                                  (event.late.rank == 0 ? 0 : kEventLate)));
   AppendLittleEndian(event.item_id.size(), 2, out);
   out.append(event.item_id);
+  if (event.late.rank > 0) {
+    AppendLittleEndian(event.late.position.size(), 2, out);
+    out.append(event.late.position);
+    AppendLittleEndian(event.late.rank, 4, out);
+  }
   AppendLittleEndian(Checksum(key, std::string_view(out).substr(begin)), 8, out);
 }
 
@@ -160,11 +171,18 @@ bool DecodeEvent(std::string_view key, std::string_view value, Event& event,
   const bool has_id = rest[kPositionHeaderBytes - 1] == kPositionEventId;
   Reader reader(value);
   const uint64_t flags = reader.LittleEndian(1);
+  const bool late = (flags & kEventLate) != 0;
   const std::string_view item_id = reader.Bytes(reader.LittleEndian(2));
-  if (!reader.Finished() || flags != (has_id ? kEventHasId : 0) || !IsId(item_id)) return false;
+  const std::string_view behind = late ? reader.Bytes(reader.LittleEndian(2)) : std::string_view();
+  const uint64_t rank = late ? reader.LittleEndian(4) : 0;
+  if (!reader.Finished() || !IsId(item_id)) return false;
+  if ((flags & ~uint64_t{kEventLate}) != (has_id ? kEventHasId : 0)) return false;
+  if (late && !IsLatePlace(behind, rank, rest)) return false;
   event.item_id.assign(item_id);
   event.timestamp_ms = *timestamp_ms;
   event.event_id.assign(has_id ? rest.substr(kPositionHeaderBytes) : std::string_view());
+  event.late.position.assign(behind);
+  event.late.rank = static_cast<uint32_t>(rank);
   position = rest;
   return true;
 }

@@ -28,6 +28,9 @@ void AppendPosition(const Event& event, std::string& out);
 // The timestamp; nullopt if the bytes are not a position.
 std::optional<int64_t> DecodePosition(std::string_view bytes);
 
+// Whether an event at `position` may be folded late at that place.
+bool IsLatePlace(std::string_view behind, uint64_t rank, std::string_view position);
+
 // The prefix that all keys of a user share, in `events` and in `states`. No user's prefix is a
 // prefix of another's.
 std::string UserPrefix(std::string_view user_id);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <map>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -75,13 +76,23 @@ absl::Status CheckStateKey(std::string_view user_id, std::string_view fingerprin
                                                  kFingerprintDigits, " lower-case hex digits"));
 }
 
+absl::Status CheckLatePlace(const Event& event) {
+  if (event.late.rank == 0 && event.late.position.empty()) return absl::OkStatus();
+  if (IsLatePlace(event.late.position, event.late.rank, PositionOf(event))) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("late: rank ", event.late.rank, " behind ",
+                                                 absl::BytesToHexString(View(event.late.position)),
+                                                 " is no place behind the event's own position"));
+}
+
 absl::Status CheckEvents(std::span<const UserEvents> batch) {
   for (const UserEvents& user : batch) {
     if (absl::Status id = CheckId("user_id", user.user_id); !id.ok()) return id;
     for (const Event& event : user.events) {
       if (absl::Status id = CheckId("item_id", event.item_id); !id.ok()) return id;
-      if (event.event_id.empty()) continue;
-      if (absl::Status id = CheckId("event_id", event.event_id); !id.ok()) return id;
+      if (!event.event_id.empty()) {
+        if (absl::Status id = CheckId("event_id", event.event_id); !id.ok()) return id;
+      }
+      if (absl::Status place = CheckLatePlace(event); !place.ok()) return place;
     }
   }
   return absl::OkStatus();
@@ -331,15 +342,22 @@ absl::StatusOr<std::vector<std::vector<AppendOutcome>>> RocksDbStore::Append(
   return outcomes;
 }
 
-absl::Status RocksDbStore::Read(std::string_view user_id, std::string_view after,
-                                const Visitor& visitor) const {
+absl::Status RocksDbStore::Read(std::string_view user_id, const Visitor& visitor) const {
   if (absl::Status id = CheckId("user_id", user_id); !id.ok()) return id;
-  std::string start = UserPrefix(user_id);
+  const std::string start = UserPrefix(user_id);
   const std::string end = PrefixEnd(start);
   const rocksdb::Slice end_slice(end);
-  start.append(after);
   auto iterator = rep_->UserIterator(kEventsFamily, start, end_slice);
-  if (!after.empty() && iterator->Valid() && StdView(iterator->key()) == start) iterator->Next();
+  // Events are visited as their keys come, late ones wait for the place where they are folded,
+  // which is always further on.
+  std::multimap<FoldPlace, std::pair<Position, Event>> late;
+  const auto visit_late = [&](std::string_view before) {
+    while (!late.empty() && (before.empty() || late.begin()->first.position < before)) {
+      const auto [position, event] = std::move(late.extract(late.begin()).mapped());
+      if (!visitor(position, event)) return false;
+    }
+    return true;
+  };
   Event event;
   std::string_view position;
   for (; iterator->Valid(); iterator->Next()) {
@@ -350,9 +368,17 @@ absl::Status RocksDbStore::Read(std::string_view user_id, std::string_view after
                        absl::BytesToHexString(View(key)),
                        " fails its checksum: restore a backup, or delete the user"));
     }
-    if (!visitor(position, event)) return absl::OkStatus();
+    if (event.late.rank > 0) {
+      late.emplace(event.late, std::pair(Position(position), event));
+    } else if (!visit_late(position) || !visitor(position, event)) {
+      return absl::OkStatus();
+    }
   }
-  return StatusOf(iterator->status(), absl::StrCat("read the events of user ", Quoted(user_id)));
+  if (!iterator->status().ok()) {
+    return StatusOf(iterator->status(), absl::StrCat("read the events of user ", Quoted(user_id)));
+  }
+  visit_late("");
+  return absl::OkStatus();
 }
 
 absl::Status RocksDbStore::ForEachUser(const std::function<bool(std::string_view)>& visitor) const {

@@ -46,8 +46,7 @@ class RocksDbStore final : public EventLog, public StateStore {
 
   absl::StatusOr<std::vector<std::vector<AppendOutcome>>> Append(std::span<const UserEvents> batch,
                                                                  Durability durability) override;
-  absl::Status Read(std::string_view user_id, std::string_view after,
-                    const Visitor& visitor) const override;
+  absl::Status Read(std::string_view user_id, const Visitor& visitor) const override;
   absl::Status ForEachUser(const std::function<bool(std::string_view)>& visitor) const override;
   absl::StatusOr<std::optional<StateRecord>> Get(std::string_view user_id,
                                                  std::string_view fingerprint) const override;

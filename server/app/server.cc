@@ -141,8 +141,9 @@ void Server::Rep::StartPipeline() {
   options.max_resident_users = config.pipeline.max_resident_users;
   options.checkpoint_interval = absl::Milliseconds(config.pipeline.checkpoint_interval_ms);
   options.checkpoint_group = config.pipeline.checkpoint_group;
-  options.late_policy =
-      config.pipeline.late_policy == "reject" ? LatePolicy::kReject : LatePolicy::kRefold;
+  options.late_policy = config.pipeline.late_policy == "append"   ? LatePolicy::kAppend
+                        : config.pipeline.late_policy == "reject" ? LatePolicy::kReject
+                                                                  : LatePolicy::kRefold;
   options.clock = absl::Now;
   pipeline = std::make_unique<Pipeline>(
       options,

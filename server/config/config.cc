@@ -129,13 +129,10 @@ absl::Status ServerConfig::Validate() const {
   range("limits.max_message_bytes", limits.max_message_bytes, 1024, 1 << 30);
   range("limits.max_stream_batches", limits.max_stream_batches, 1, 65536);
   range("server.drain_timeout_ms", server.drain_timeout_ms, 0, kYearMs);
-  if (pipeline.late_policy == "append") {
-    faults.push_back(
-        "pipeline.late_policy: append is not offered: the event log keeps the order of time, so a "
-        "state folded in the order of arrival could not be rebuilt from it; use refold or reject");
-  } else if (pipeline.late_policy != "refold" && pipeline.late_policy != "reject") {
+  if (pipeline.late_policy != "refold" && pipeline.late_policy != "append" &&
+      pipeline.late_policy != "reject") {
     faults.push_back(absl::StrCat("pipeline.late_policy: \"", pipeline.late_policy,
-                                  "\" is none of refold, reject"));
+                                  "\" is none of refold, append, reject"));
   }
   if (log.level != "debug" && log.level != "info" && log.level != "warning" &&
       log.level != "error") {

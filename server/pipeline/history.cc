@@ -15,15 +15,20 @@ absl::StatusOr<UserHistory> ReadHistory(const EventLog& log, const ItemCatalog& 
     }
   };
   const absl::Status read =
-      log.Read(request.user_id, "", [&](std::string_view position, const Event& event) {
-        if (event.timestamp_ms > request.until_ms) return false;
-        if (history.lineage.event_count == 0) history.first_event_ms = event.timestamp_ms;
-        history.last_event_ms = event.timestamp_ms;
+      log.Read(request.user_id, [&](std::string_view position, const Event& event) {
+        const int64_t time_ms = FoldTimeMs(event);
+        if (time_ms > request.until_ms) return false;
+        const bool first = history.lineage.event_count == 0;
+        if (first || event.timestamp_ms < history.first_event_ms) {
+          history.first_event_ms = event.timestamp_ms;
+        }
+        history.last_event_ms = time_ms;
         history.lineage.Extend(position, event.item_id);
         if (const auto item = catalog.Find(event.item_id)) {
-          history.fold.push_back({*item, event.timestamp_ms});
+          history.fold.push_back({*item, time_ms});
         }
-        if (request.added != nullptr && !request.added->contains(Position(position))) {
+        if (request.added != nullptr && position > history.last_before_added &&
+            !request.added->contains(Position(position))) {
           history.last_before_added = position;
         }
         compare_prefix();

@@ -20,21 +20,22 @@ namespace tim4rec {
 
 struct UserHistory {
   Lineage lineage;              // of all events read
-  int64_t first_event_ms = 0;   // 0 if there is no event
-  int64_t last_event_ms = 0;    // 0 if there is no event
+  int64_t first_event_ms = 0;   // the least timestamp; 0 if there is no event
+  int64_t last_event_ms = 0;    // the greatest; 0 if there is no event
   std::vector<FoldEvent> fold;  // events of known items, in fold order
   // Length of `fold` at the end of the prefix that `checkpoint` covers; absent if the log has no
   // such prefix.
   std::optional<size_t> checkpoint_folds;
-  // Position of the last event that is not among `added`; empty if none.
+  // The greatest position of an event that is not among `added`; empty if none.
   Position last_before_added;
 };
 
 struct HistoryRequest {
   std::string_view user_id;
-  int64_t until_ms = std::numeric_limits<int64_t>::max();  // events with a later time are left out
-  const Lineage* checkpoint = nullptr;                     // or null
-  const std::unordered_set<Position>* added = nullptr;     // or null
+  int64_t until_ms =
+      std::numeric_limits<int64_t>::max();  // events with a later FoldTimeMs are left out
+  const Lineage* checkpoint = nullptr;      // or null
+  const std::unordered_set<Position>* added = nullptr;  // or null
 };
 
 // Errors: the log's.

@@ -4,7 +4,6 @@
 #include <iterator>
 #include <optional>
 #include <span>
-#include <unordered_set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -43,8 +42,8 @@ bool MicroBatch::Add(Job* job) {
 }
 
 void MicroBatch::Execute() {
-  if (deps_.reject_late) {
-    for (UserWork& work : works_) RejectLate(&work);
+  if (deps_.late_policy != LatePolicy::kRefold) {
+    for (UserWork& work : works_) PlaceLate(&work);
   }
   AppendRecords();
   for (UserWork& work : works_) PrepareUser(&work);
@@ -58,46 +57,84 @@ void MicroBatch::Execute() {
   Finish();
 }
 
-// An event of the log is no late one, wherever it lies: a retry stays a duplicate.
-void MicroBatch::RejectLate(UserWork* work) {
-  struct Candidate {
-    RecordCommand* record;
-    size_t event;
-  };
-  const Resident* resident = deps_.residents->Peek(work->user_id);
-  std::unordered_multimap<Position, Candidate> candidates;
+// An event is late if it lies before one that the log held, or that an earlier request of the batch
+// brought, when its own request came: what one batch holds decides nothing. An event of the log is
+// no late one, wherever it lies, so that a retry stays a duplicate.
+void MicroBatch::PlaceLate(UserWork* work) {
+  if (!MayHoldLate(*work)) return;
+  absl::StatusOr<LogEnd> end = ReadEnd(*work);
+  if (!end.ok()) deps_.metrics->failed_read->Increment();
   for (Job* job : work->jobs) {
     if (!job->record) continue;
-    for (size_t e = 0; e < job->record->events.size(); ++e) {
-      Position position = PositionOf(job->record->events[e]);
-      if (resident != nullptr && position >= resident->lineage.watermark) continue;
-      candidates.emplace(std::move(position), Candidate{&*job->record, e});
+    if (end.ok()) {
+      PlaceLate(&*job->record, &*end);
+    } else {
+      job->status = end.status();
     }
   }
-  if (candidates.empty()) return;
-  Position last;
-  int64_t last_event_ms = 0;
+}
+
+bool MicroBatch::MayHoldLate(const UserWork& work) const {
+  const Resident* resident = deps_.residents->Peek(work.user_id);
+  Position last = resident == nullptr ? Position() : resident->lineage.watermark;
+  for (const Job* job : work.jobs) {
+    if (!job->record || job->record->events.empty()) continue;
+    if (resident == nullptr) return true;
+    Position last_after = last;
+    for (const Event& event : job->record->events) {
+      Position position = PositionOf(event);
+      if (position < last) return true;
+      if (position > last_after) last_after = std::move(position);
+    }
+    last = std::move(last_after);
+  }
+  return false;
+}
+
+absl::StatusOr<MicroBatch::LogEnd> MicroBatch::ReadEnd(const UserWork& work) const {
+  std::unordered_set<Position> wanted;
+  for (const Job* job : work.jobs) {
+    if (!job->record) continue;
+    for (const Event& event : job->record->events) wanted.insert(PositionOf(event));
+  }
+  LogEnd end;
   const absl::Status read =
-      deps_.log->Read(work->user_id, "", [&](std::string_view position, const Event& event) {
-        last = position;
-        last_event_ms = event.timestamp_ms;
-        candidates.erase(last);
+      deps_.log->Read(work.user_id, [&](std::string_view position, const Event& event) {
+        const Position own(position);
+        end.last = event.late.rank > 0 ? event.late : FoldPlace{own, 0};
+        if (wanted.contains(own)) end.stored.insert(own);
         return true;
       });
-  if (!read.ok()) {
-    deps_.metrics->failed_read->Increment();
-    for (Job* job : work->jobs) {
-      if (job->record) job->status = read;
+  if (!read.ok()) return read;
+  return end;
+}
+
+void MicroBatch::PlaceLate(RecordCommand* record, LogEnd* end) const {
+  std::vector<std::pair<Position, size_t>> late;
+  Position last_after = end->last.position;
+  for (size_t e = 0; e < record->events.size(); ++e) {
+    Position position = PositionOf(record->events[e]);
+    if (end->stored.contains(position)) continue;
+    if (position < end->last.position) {
+      late.emplace_back(std::move(position), e);
+      continue;
     }
-    return;
+    end->stored.insert(position);
+    last_after = std::max(last_after, std::move(position));
   }
-  for (const auto& [position, candidate] : candidates) {
-    if (position >= last) continue;
-    RecordCommand& record = *candidate.record;
-    record.outcomes.resize(record.events.size(), EventOutcome::kDuplicate);
-    record.outcomes[candidate.event] = EventOutcome::kLateRejected;
-    record.last_event_ms = last_event_ms;
+  if (deps_.late_policy == LatePolicy::kReject && !late.empty()) {
+    record->outcomes.resize(record->events.size(), EventOutcome::kDuplicate);
+    record->last_event_ms = TimestampOf(end->last.position).value_or(0);
+    for (const auto& [position, e] : late) record->outcomes[e] = EventOutcome::kLateRejected;
+  } else {
+    std::sort(late.begin(), late.end());  // whatever the order within the request
+    for (const auto& [position, e] : late) {
+      if (!end->stored.insert(position).second) continue;
+      ++end->last.rank;
+      record->events[e].late = end->last;
+    }
   }
+  if (last_after > end->last.position) end->last = {std::move(last_after), 0};
 }
 
 void MicroBatch::AppendRecords() {
@@ -203,10 +240,10 @@ absl::Status MicroBatch::LoadUser(UserWork* work) {
     return history.status();
   }
   for (const AddedEvent& event : work->added) {
-    *event.outcome = !deps_.engine->catalog().Find(event.event->item_id)
-                         ? EventOutcome::kUnknownItem
-                     : event.position < history->last_before_added ? EventOutcome::kLateRefolded
-                                                                   : EventOutcome::kApplied;
+    *event.outcome =
+        !deps_.engine->catalog().Find(event.event->item_id) ? EventOutcome::kUnknownItem
+        : event.place().first < history->last_before_added  ? EventOutcome::kLateRefolded
+                                                            : EventOutcome::kApplied;
   }
   if (history->lineage.event_count == 0) return absl::OkStatus();
   auto loaded = deps_.residents->Load(work->user_id, *std::move(history), checkpoint);
@@ -221,19 +258,19 @@ absl::Status MicroBatch::AdvanceResident(UserWork* work) {
   Resident* resident = work->resident;
   const ItemCatalog& catalog = deps_.engine->catalog();
   std::sort(work->added.begin(), work->added.end(),
-            [](const AddedEvent& a, const AddedEvent& b) { return a.position < b.position; });
-  const bool late = work->added.front().position < resident->lineage.watermark;
+            [](const AddedEvent& a, const AddedEvent& b) { return a.place() < b.place(); });
+  const bool late = work->added.front().place().first < resident->lineage.watermark;
   const Position watermark = resident->lineage.watermark;
   for (const AddedEvent& event : work->added) {
     const auto item = catalog.Find(event.event->item_id);
-    *event.outcome = !item                        ? EventOutcome::kUnknownItem
-                     : event.position < watermark ? EventOutcome::kLateRefolded
-                                                  : EventOutcome::kApplied;
+    *event.outcome = !item                             ? EventOutcome::kUnknownItem
+                     : event.place().first < watermark ? EventOutcome::kLateRefolded
+                                                       : EventOutcome::kApplied;
     if (late) continue;
     resident->lineage.Extend(event.position, event.event->item_id);
-    resident->last_event_ms = event.event->timestamp_ms;
+    resident->last_event_ms = FoldTimeMs(*event.event);
     if (item) {
-      work->pending.push_back({*item, event.event->timestamp_ms});
+      work->pending.push_back({*item, resident->last_event_ms});
       InsertSorted(*item, &resident->seen);
       ++resident->folded;
     }
@@ -421,7 +458,7 @@ void MicroBatch::ReadUser(const UserWork& work, Job* job) {
   if (command.max_events == 0 || count == 0) return;
   uint64_t skip = count - std::min<uint64_t>(count, command.max_events);
   uint64_t left = count - skip;
-  job->status = deps_.log->Read(work.user_id, "", [&](std::string_view, const Event& event) {
+  job->status = deps_.log->Read(work.user_id, [&](std::string_view, const Event& event) {
     if (skip > 0) {
       --skip;
       return true;

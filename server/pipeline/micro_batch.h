@@ -6,11 +6,15 @@
 #include <deque>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "model/engine/engine.h"
 #include "server/pipeline/job.h"
+#include "server/pipeline/pipeline.h"
 #include "server/pipeline/residents.h"
 #include "server/telemetry/metrics.h"
 #include "store/event_log.h"
@@ -18,10 +22,10 @@
 
 namespace tim4rec {
 
-// Used by one thread: Add the jobs, then Execute once. Order of effects: late events are
-// rejected, if so configured; all records become part of the log (one Append), then of the states
-// (one Advance); then all reads. A job whose status is not OK after a phase takes no part in the
-// next.
+// Used by one thread: Add the jobs, then Execute once. Order of effects: late events are rejected
+// or given their place at the end of the log, if so configured; all records become part of the log
+// (one Append), then of the states (one Advance); then all reads. A job whose status is not OK
+// after a phase takes no part in the next.
 class MicroBatch {
  public:
   struct Deps {
@@ -30,7 +34,7 @@ class MicroBatch {
     StateStore* states;
     Metrics* metrics;
     Residents* residents;
-    bool reject_late = false;  // LatePolicy::kReject
+    LatePolicy late_policy = LatePolicy::kRefold;
   };
   MicroBatch(const Deps& deps, int64_t now_ms);
 
@@ -46,6 +50,11 @@ class MicroBatch {
     Position position;
     const Event* event;
     EventOutcome* outcome;
+
+    // The position at which, or behind which, it is folded, and its rank there.
+    std::pair<std::string_view, uint32_t> place() const {
+      return {event->late.rank > 0 ? event->late.position : position, event->late.rank};
+    }
   };
 
   // What the batch does with one user.
@@ -70,7 +79,16 @@ class MicroBatch {
     std::vector<int32_t> excluded;
   };
 
-  void RejectLate(UserWork* work);
+  // The end of a user's log and which of a batch's events are in it.
+  struct LogEnd {
+    FoldPlace last;
+    std::unordered_set<Position> stored;
+  };
+
+  void PlaceLate(UserWork* work);
+  bool MayHoldLate(const UserWork& work) const;
+  absl::StatusOr<LogEnd> ReadEnd(const UserWork& work) const;
+  void PlaceLate(RecordCommand* record, LogEnd* end) const;
   void AppendRecords();
   void PrepareUser(UserWork* work);
   absl::Status LoadUser(UserWork* work);

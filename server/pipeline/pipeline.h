@@ -28,6 +28,7 @@ namespace tim4rec {
 // What becomes of an event that lies before the last one in its user's log.
 enum class LatePolicy {
   kRefold,  // it is stored, and the state folded again from the log
+  kAppend,  // it is stored and folded as the newest, at the time of the last one
   kReject,  // it is not stored
 };
 

@@ -110,9 +110,8 @@ void Worker::RunBatch(const std::vector<Job*>& jobs) {
     if (batch) batch->Execute();
     batch.reset();
   };
-  const MicroBatch::Deps deps{deps_.engine, deps_.log,
-                              deps_.states, deps_.metrics,
-                              &residents_,  options_.late_policy == LatePolicy::kReject};
+  const MicroBatch::Deps deps{deps_.engine,  deps_.log,   deps_.states,
+                              deps_.metrics, &residents_, options_.late_policy};
   for (Job* job : jobs) {
     if (DropIfLate(job, now)) continue;
     if (job->delete_user) {

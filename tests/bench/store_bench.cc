@@ -126,7 +126,7 @@ void BM_ReadEvents(benchmark::State& state) {
   int64_t visited = 0;
   for (auto _ : state) {
     const auto visit = [&](std::string_view, const Event&) { return ++visited != 0; };
-    if (!store.get()->Read(users[next++ % users.size()], "", visit).ok()) {
+    if (!store.get()->Read(users[next++ % users.size()], visit).ok()) {
       state.SkipWithError("read failed");
     }
   }

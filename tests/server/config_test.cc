@@ -48,12 +48,12 @@ TEST(ServerConfig, ListsAllFaultsAtOnce) {
   config.admin_listen = "0.0.0.0:50052";
   config.pipeline.max_batch = 0;
   config.log.level = "loud";
-  config.pipeline.late_policy = "append";
+  config.pipeline.late_policy = "ignore";
   const std::string faults = Message(config.Validate());
   EXPECT_THAT(faults, AllOf(HasSubstr("listen: \"nowhere\""), HasSubstr("127.0.0.1:99999"),
                             HasSubstr("admin_listen: \"0.0.0.0:50052\" is not of this machine"),
                             HasSubstr("pipeline.max_batch: 0 is outside 1…65536"),
-                            HasSubstr("late_policy: append is not offered"),
+                            HasSubstr("late_policy: \"ignore\" is none of refold, append, reject"),
                             HasSubstr("log.level: \"loud\"")));
 }
 

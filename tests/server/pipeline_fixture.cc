@@ -20,10 +20,9 @@ absl::StatusOr<std::vector<std::vector<AppendOutcome>>> FaultyLog::Append(
   return log_->Append(batch, durability);
 }
 
-absl::Status FaultyLog::Read(std::string_view user_id, std::string_view after,
-                             const Visitor& visitor) const {
+absl::Status FaultyLog::Read(std::string_view user_id, const Visitor& visitor) const {
   if (!read_error.ok()) return read_error;
-  return log_->Read(user_id, after, visitor);
+  return log_->Read(user_id, visitor);
 }
 
 PipelineTest::PipelineTest() {
@@ -153,6 +152,20 @@ std::string PipelineTest::Folded(std::vector<Event> events) const {
   const Slot slot = *backend.Allocate();
   const ::tim4rec::Run runs[] = {{slot, fold}};
   EXPECT_TRUE(backend.Advance(runs).ok());
+  std::string record(backend.state_bytes(), '\0');
+  EXPECT_TRUE(backend.Export(slot, std::as_writable_bytes(std::span(record))).ok());
+  backend.Release(slot);
+  return record;
+}
+
+std::string PipelineTest::FoldedOneByOne(const Engine& engine,
+                                         const std::vector<FoldEvent>& events) {
+  Backend& backend = engine.backend();
+  const Slot slot = *backend.Allocate();
+  for (const FoldEvent& event : events) {
+    const ::tim4rec::Run runs[] = {{slot, {&event, 1}}};
+    EXPECT_TRUE(backend.Advance(runs).ok());
+  }
   std::string record(backend.state_bytes(), '\0');
   EXPECT_TRUE(backend.Export(slot, std::as_writable_bytes(std::span(record))).ok());
   backend.Release(slot);

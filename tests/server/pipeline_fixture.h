@@ -41,8 +41,7 @@ class FaultyLog final : public EventLog {
   explicit FaultyLog(EventLog* log) : log_(log) {}
   absl::StatusOr<std::vector<std::vector<AppendOutcome>>> Append(std::span<const UserEvents> batch,
                                                                  Durability durability) override;
-  absl::Status Read(std::string_view user_id, std::string_view after,
-                    const Visitor& visitor) const override;
+  absl::Status Read(std::string_view user_id, const Visitor& visitor) const override;
   absl::Status ForEachUser(const std::function<bool(std::string_view)>& visitor) const override {
     return log_->ForEachUser(visitor);
   }
@@ -82,6 +81,8 @@ class PipelineTest : public testing::Test {
 
   // The state record that folding the events in order of the log from zero gives, all in one run.
   std::string Folded(std::vector<Event> events) const;
+  // The state record that a model gives after folding these one by one.
+  static std::string FoldedOneByOne(const Engine& engine, const std::vector<FoldEvent>& events);
   // The user's checkpoint; the pipeline must have written it.
   std::string Stored(const std::string& user) const;
 

@@ -24,6 +24,10 @@ constexpr char kPlainKey[] = "0005616c6963658000018bcfe56800029a6b019f95a49a9af4
 constexpr char kPlainValue[] = "0002006d31b172eb7d8f6d2c8f";
 constexpr char kWithIdKey[] = "0005616c6963657fffffffffffffff016537";
 constexpr char kWithIdValue[] = "0102006d31c646f83971c632a4";
+const Event kLate = {"m2", 1'699'999'999'999, "", {PositionOf(kPlain), 1}};
+constexpr char kLateKey[] = "0005616c6963658000018bcfe567ff0245d4b1023e06f1912990f37af5fe486f";
+constexpr char kLateValue[] =
+    "0202006d3219008000018bcfe56800029a6b019f95a49a9af4edaab5e5c1529d01000000b0b8f924d2f65bb5";
 constexpr char kStateKeyHex[] = "0005616c69636500112233445566778899aabbccddeeff";
 constexpr char kStateValueHex[] =
     "543452530100010000112233445566778899aabbccddeeff04000000000000000200000000000000528d9f88564d97"
@@ -79,6 +83,8 @@ TEST(RecordCodec, WritesTheBytesOfFormatVersionOne) {
   EXPECT_EQ(Hex(ValueOf(plain_key, kPlain)), kPlainValue);
   EXPECT_EQ(Hex(id_key), kWithIdKey);
   EXPECT_EQ(Hex(ValueOf(id_key, kWithId)), kWithIdValue);
+  EXPECT_EQ(Hex(KeyOf(kUser, kLate)), kLateKey);
+  EXPECT_EQ(Hex(ValueOf(KeyOf(kUser, kLate), kLate)), kLateValue);
   EXPECT_EQ(Hex(state_key), kStateKeyHex);
   EXPECT_EQ(Hex(StateValueOf(state_key, ExampleState())), kStateValueHex);
 }
@@ -91,15 +97,15 @@ TEST(RecordCodec, FormatDocumentShowsTheseBytes) {
   for (char c : text.str()) {
     if (c != ' ' && c != '\n') document.push_back(c);  // the document groups the digits
   }
-  for (const char* bytes :
-       {kPlainKey, kPlainValue, kWithIdKey, kWithIdValue, kStateKeyHex, kStateValueHex}) {
+  for (const char* bytes : {kPlainKey, kPlainValue, kWithIdKey, kWithIdValue, kLateKey, kLateValue,
+                            kStateKeyHex, kStateValueHex}) {
     EXPECT_THAT(document, HasSubstr(bytes));
   }
 }
 
 TEST(RecordCodec, ReadsEventsBack) {
   for (const Event& event :
-       {kPlain, kWithId, Event{std::string(256, 'i'), 0, std::string(256, 'e')},
+       {kPlain, kWithId, kLate, Event{std::string(256, 'i'), 0, std::string(256, 'e')},
         Event{"x", std::numeric_limits<int64_t>::min(), ""}}) {
     const std::string key = KeyOf(kUser, event);
     Event read;
@@ -150,7 +156,7 @@ void ExpectEveryDamageSeen(const std::string& key, const std::string& value, Dec
 }
 
 TEST(RecordCodec, SeesEveryCutAndEveryFlippedBitOfAnEvent) {
-  for (const Event& event : {kPlain, kWithId}) {
+  for (const Event& event : {kPlain, kWithId, kLate}) {
     const std::string key = KeyOf(kUser, event);
     ExpectEveryDamageSeen(key, ValueOf(key, event), Decodes);
   }
@@ -159,6 +165,15 @@ TEST(RecordCodec, SeesEveryCutAndEveryFlippedBitOfAnEvent) {
 TEST(RecordCodec, SeesEveryCutAndEveryFlippedBitOfAState) {
   const std::string key = StateKey(kUser, kFingerprintA);
   ExpectEveryDamageSeen(key, StateValueOf(key, ExampleState()), DecodesState);
+}
+
+TEST(RecordCodec, RefusesALatePlaceThatIsNotBehindTheEvent) {
+  Event event = kPlain;
+  const std::string key = KeyOf(kUser, event);
+  for (const Position& behind : {PositionOf(kPlain), PositionOf(kWithId), Position("x")}) {
+    event.late = {behind, 1};
+    EXPECT_FALSE(Decodes(key, ValueOf(key, event)));
+  }
 }
 
 TEST(RecordCodec, RefusesAStateOfAnotherUserOrModel) {
@@ -255,6 +270,23 @@ TEST(Lineage, DependsOnEveryCoveredEventAndItsOrder) {
   shifted.Extend("p1", "a");
   shifted.Extend("p", "2b");
   EXPECT_NE(one.hash, shifted.hash);
+}
+
+TEST(Lineage, WatermarkIsTheGreatestPosition) {
+  Lineage lineage;
+  lineage.Extend("p2", "b");
+  lineage.Extend("p1", "late");
+  EXPECT_EQ(lineage.watermark, "p2");
+  EXPECT_EQ(lineage.event_count, 2u);
+}
+
+TEST(Position, FoldPlaceIsTheOwnOneOrBehindAnother) {
+  EXPECT_EQ(FoldPlaceOf(kPlain), (FoldPlace{PositionOf(kPlain), 0}));
+  EXPECT_EQ(FoldPlaceOf(kLate), (FoldPlace{PositionOf(kPlain), 1}));
+  EXPECT_EQ(FoldTimeMs(kPlain), kPlain.timestamp_ms);
+  EXPECT_EQ(FoldTimeMs(kLate), kPlain.timestamp_ms);
+  EXPECT_LT(FoldPlaceOf(kPlain), FoldPlaceOf(kLate));
+  EXPECT_LT(FoldPlaceOf(kLate), FoldPlaceOf({"m3", kPlain.timestamp_ms + 1, ""}));
 }
 
 TEST(Prefix, EndIsTheFirstKeyBehind) {

@@ -91,7 +91,7 @@ TEST(RocksDbStore, DamagedEventIsDataLossNamingTheUser) {
   }
   auto store = OpenStore(dir.store());
   int visited = 0;
-  const absl::Status read = store->Read("alice", "", [&](std::string_view, const Event&) {
+  const absl::Status read = store->Read("alice", [&](std::string_view, const Event&) {
     ++visited;
     return true;
   });

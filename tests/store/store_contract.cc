@@ -118,17 +118,48 @@ TEST_P(StoreContract, EmptyCallsAreFine) {
   EXPECT_TRUE(states().Flush().ok());
 }
 
-TEST_P(StoreContract, ReadsBehindAPositionAndStopsWhenTold) {
-  const std::vector<Event> events = {{"a", 1, ""}, {"b", 2, ""}, {"c", 3, ""}};
-  ASSERT_TRUE(AppendTo(log(), "u", events).ok());
-  EXPECT_THAT(Items(ReadAll(log(), "u", PositionOf(events[0]))), ElementsAre("b", "c"));
-  EXPECT_THAT(ReadAll(log(), "u", PositionOf(events[2])), IsEmpty());
-  // A position that is not stored is a place in the order all the same.
-  EXPECT_THAT(Items(ReadAll(log(), "u", PositionOf({"x", 2, ""}))).size(), testing::Ge(1u));
-  int visits = 0;
+TEST_P(StoreContract, StopsWhenTold) {
+  const FoldPlace behind_b = {PositionOf({"b", 2, ""}), 1};
   ASSERT_TRUE(
-      log().Read("u", "", [&](std::string_view, const Event&) { return ++visits < 2; }).ok());
-  EXPECT_EQ(visits, 2);
+      AppendTo(log(), "u", {{"a", 1, ""}, {"b", 2, ""}, {"late", 0, "", behind_b}, {"c", 3, ""}})
+          .ok());
+  for (int most = 1; most <= 4; ++most) {
+    int visits = 0;
+    ASSERT_TRUE(
+        log().Read("u", [&](std::string_view, const Event&) { return ++visits < most; }).ok());
+    EXPECT_EQ(visits, most);
+  }
+}
+
+TEST_P(StoreContract, LateEventsAreReadWhereTheyAreFolded) {
+  const Event b = {"b", 20, ""};
+  const Event d = {"d", 40, "id"};
+  ASSERT_TRUE(AppendTo(log(), "u", {{"a", 10, ""}, b, d}).ok());
+  ASSERT_TRUE(AppendTo(log(), "u", {{"after d 1", 5, "", {PositionOf(d), 1}}}).ok());
+  ASSERT_TRUE(AppendTo(log(), "u", {{"after b", 1, "", {PositionOf(b), 7}}}).ok());
+  ASSERT_TRUE(AppendTo(log(), "u", {{"after d 2", 4, "", {PositionOf(d), 2}}}).ok());
+  // In its own place, between a late one and its neighbours.
+  ASSERT_TRUE(AppendTo(log(), "u", {{"c", 30, ""}, {"e", 50, ""}}).ok());
+  EXPECT_THAT(Items(ReadAll(log(), "u")),
+              ElementsAre("a", "b", "after b", "c", "d", "after d 1", "after d 2", "e"));
+  // A retry is a duplicate, whatever it says of its place, and the place stays.
+  const auto again =
+      AppendTo(log(), "u", {{"after b", 1, "", {PositionOf(d), 9}}, {"after b", 1, ""}});
+  ASSERT_TRUE(again.ok());
+  EXPECT_THAT(*again, ElementsAre(kDuplicate, kDuplicate));
+  EXPECT_EQ(ReadAll(log(), "u")[2].late, (FoldPlace{PositionOf(b), 7}));
+}
+
+TEST_P(StoreContract, RefusesALatePlaceThatIsNotBehindTheEvent) {
+  const Event event = {"a", 10, ""};
+  for (const FoldPlace& place :
+       {FoldPlace{PositionOf({"b", 20, ""}), 0}, FoldPlace{PositionOf({"b", 1, ""}), 1},
+        FoldPlace{PositionOf(event), 1}, FoldPlace{"not a position", 1}, FoldPlace{"", 1}}) {
+    Event late = event;
+    late.late = place;
+    EXPECT_EQ(AppendTo(log(), "u", {late}).status().code(), absl::StatusCode::kInvalidArgument);
+  }
+  EXPECT_THAT(ReadAll(log(), "u"), IsEmpty());
 }
 
 TEST_P(StoreContract, KeepsUsersApart) {
@@ -264,7 +295,7 @@ class RandomOperations {
         store_.Reopen();
       }
     }
-    for (int user = 0; user < kUsers; ++user) Check(User(user), "");
+    for (int user = 0; user < kUsers; ++user) Check(User(user));
   }
 
  private:
@@ -273,8 +304,13 @@ class RandomOperations {
   std::string AnyUser() { return User(static_cast<int>(random_() % kUsers)); }
   std::string AnyModel() { return random_() % 2 == 0 ? kFingerprintA : kFingerprintB; }
   Event AnyEvent() {
-    return {absl::StrCat("i", random_() % 8), static_cast<int64_t>(random_() % 40) - 20,
-            random_() % 2 == 0 ? "" : absl::StrCat("e", random_() % 3)};
+    Event event = {absl::StrCat("i", random_() % 8), static_cast<int64_t>(random_() % 40) - 20,
+                   random_() % 2 == 0 ? "" : absl::StrCat("e", random_() % 3)};
+    if (random_() % 4 == 0) {
+      const int64_t behind = event.timestamp_ms + 1 + static_cast<int64_t>(random_() % 10);
+      event.late = {PositionOf({"i", behind, "e1"}), static_cast<uint32_t>(++rank_)};
+    }
+    return event;
   }
 
   void Append() {
@@ -302,12 +338,16 @@ class RandomOperations {
     EXPECT_EQ(*outcomes, expected);
   }
 
-  void Read() { Check(AnyUser(), random_() % 2 == 0 ? "" : PositionOf(AnyEvent())); }
+  void Read() { Check(AnyUser()); }
 
-  void Check(const std::string& user, const Position& after) {
-    const std::map<Position, Event>& expected = model_.events[user];
-    auto next = after.empty() ? expected.begin() : expected.upper_bound(after);
-    for (const Event& event : ReadAll(store_.log(), user, after)) {
+  void Check(const std::string& user) {
+    std::map<FoldPlace, Event> expected;
+    for (const auto& [position, event] : model_.events[user]) {
+      expected.emplace(event.late.rank > 0 ? event.late : FoldPlace{position, 0}, event);
+    }
+    ASSERT_EQ(expected.size(), model_.events[user].size());
+    auto next = expected.begin();
+    for (const Event& event : ReadAll(store_.log(), user)) {
       ASSERT_NE(next, expected.end());
       EXPECT_TRUE(SameEvent(event, next->second)) << event.item_id << " " << event.timestamp_ms;
       ++next;
@@ -338,6 +378,7 @@ class RandomOperations {
 
   StoreUnderTest& store_;
   std::mt19937_64 random_;
+  uint64_t rank_ = 0;  // of late events: no two have one place
   Model model_;
 };
 

@@ -53,18 +53,17 @@ inline std::unique_ptr<RocksDbStore> OpenStore(
 }
 
 inline bool SameEvent(const Event& a, const Event& b) {
-  return a.item_id == b.item_id && a.timestamp_ms == b.timestamp_ms && a.event_id == b.event_id;
+  return a.item_id == b.item_id && a.timestamp_ms == b.timestamp_ms && a.event_id == b.event_id &&
+         a.late == b.late;
 }
 
-inline std::vector<Event> ReadAll(const EventLog& log, std::string_view user_id,
-                                  std::string_view after = "") {
+inline std::vector<Event> ReadAll(const EventLog& log, std::string_view user_id) {
   std::vector<Event> events;
-  const absl::Status status =
-      log.Read(user_id, after, [&](std::string_view position, const Event& event) {
-        EXPECT_EQ(position, PositionOf(event));
-        events.push_back(event);
-        return true;
-      });
+  const absl::Status status = log.Read(user_id, [&](std::string_view position, const Event& event) {
+    EXPECT_EQ(position, PositionOf(event));
+    events.push_back(event);
+    return true;
+  });
   EXPECT_TRUE(status.ok()) << status;
   return events;
 }
