@@ -36,7 +36,7 @@ inline torch::Tensor BlockScores(const torch::Tensor& queries, const torch::Tens
   if (source.weights.defined()) {
     *terms = source.block(begin, end);
     for (int64_t k = 0; k < source.weights.size(0); ++k) {
-      scores.add_(terms->values[k], source.weights[k].item<float>());
+      scores.add_(terms->values[k], source.weights[k].item<double>());
     }
     if (terms->excluded.defined()) {
       scores.masked_fill_(terms->excluded, -std::numeric_limits<float>::infinity());
