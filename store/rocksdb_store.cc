@@ -441,6 +441,31 @@ absl::Status RocksDbStore::Flush() {
   return StatusOf(rep_->db->Flush({}, rep_->families[kStatesFamily]), "flush states");
 }
 
+// By users, since finding the states by reading through them would read them all.
+absl::Status RocksDbStore::DeleteStates(std::string_view fingerprint) {
+  if (absl::Status s = rep_->CheckNotReadOnly(); !s.ok()) return s;
+  constexpr int kGroup = 1024;
+  rocksdb::WriteOptions write;
+  write.disableWAL = true;
+  rocksdb::WriteBatch writes;
+  absl::Status status;
+  const auto flush = [&] {
+    status = StatusOf(rep_->db->Write(write, &writes), "delete states");
+    writes.Clear();
+    return status.ok();
+  };
+  const absl::Status listed = ForEachUser([&](std::string_view user_id) {
+    status = CheckStateKey(user_id, fingerprint);
+    if (!status.ok()) return false;
+    status = StatusOf(writes.Delete(rep_->families[kStatesFamily], StateKey(user_id, fingerprint)),
+                      "collect states to delete");
+    return status.ok() && (writes.Count() < kGroup || flush());
+  });
+  if (status.ok()) status = listed;
+  if (!status.ok() || !flush()) return status;
+  return Flush();
+}
+
 absl::StatusOr<DeletedUser> RocksDbStore::DeleteUser(std::string_view user_id) {
   if (absl::Status s = rep_->CheckNotReadOnly(); !s.ok()) return s;
   if (absl::Status id = CheckId("user_id", user_id); !id.ok()) return id;

@@ -52,6 +52,7 @@ class RocksDbStore final : public EventLog, public StateStore {
                                                  std::string_view fingerprint) const override;
   absl::Status Put(std::span<const UserState> states) override;
   absl::Status Flush() override;
+  absl::Status DeleteStates(std::string_view fingerprint) override;
 
   // Removes the user's events and the states of all models, durably and atomically.
   absl::StatusOr<DeletedUser> DeleteUser(std::string_view user_id);

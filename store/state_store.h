@@ -39,6 +39,10 @@ class StateStore {
   // Replaces checkpoints; not durable before Flush.
   virtual absl::Status Put(std::span<const UserState> states) = 0;
   virtual absl::Status Flush() = 0;
+
+  // Removes the checkpoints of a model, of every user that has events. May take seconds; a crash
+  // meanwhile may leave some.
+  virtual absl::Status DeleteStates(std::string_view fingerprint) = 0;
 };
 
 }  // namespace tim4rec

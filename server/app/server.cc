@@ -6,7 +6,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <filesystem>
 #include <thread>
 #include <utility>
 
@@ -14,7 +13,8 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "model/backends/builtin.h"
-#include "model/engine/engine.h"
+#include "server/pipeline/model_swap.h"
+#include "server/pipeline/models.h"
 #include "server/pipeline/pipeline.h"
 #include "server/service/admin_service.h"
 #include "server/service/recommender_service.h"
@@ -31,12 +31,6 @@ constexpr std::chrono::milliseconds kGoodbye(200);
 
 absl::Status Named(const char* part, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(part, ": ", status.message()));
-}
-
-// The last part of the package's path.
-std::string ModelName(const std::string& dir) {
-  const std::filesystem::path path = std::filesystem::path(dir).lexically_normal();
-  return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
 }
 
 // A gRPC server for one service; `bound` becomes HOST:PORT. UNAVAILABLE naming `key` if the address
@@ -70,10 +64,9 @@ int WorkerCount(const ServerConfig& config) {
 struct Server::Rep {
   // In order of construction; each part uses only those above it.
   ServerConfig config;
-  std::string model_name;
   Metrics metrics;
   std::atomic<bool> ready = false;
-  std::unique_ptr<Engine> engine;
+  std::unique_ptr<Models> models;
   std::unique_ptr<RocksDbStore> store;
   std::unique_ptr<Pipeline> pipeline;
   ServiceDeps service_deps;
@@ -83,38 +76,33 @@ struct Server::Rep {
   std::unique_ptr<HttpEndpoint> http;
   std::function<void()> request_drain;
   std::atomic<int64_t> drain_timeout_ms = 0;
+  std::unique_ptr<ModelSwap> swap;
   std::unique_ptr<AdminService> admin_service;
   std::unique_ptr<grpc::Server> admin;
   std::string admin_address;
-  absl::Time model_loaded_at;
   bool drained = false;
 
-  absl::Status OpenModel();
+  absl::Status OpenConfiguredModel();
   absl::Status OpenStore();
   void StartPipeline();
   absl::Status StartGrpc();
   absl::Status StartAdmin();
 };
 
-absl::Status Server::Rep::OpenModel() {
-  auto package = ModelPackage::Open(config.model.dir);
-  if (!package.ok()) return Named("model", package.status());
-  auto created = Engine::Create(*std::move(package), BuiltinBackends(), config.model.backend);
-  if (!created.ok()) return Named("model", created.status());
-  engine = *std::move(created);
-  model_loaded_at = absl::Now();
-  model_name = ModelName(config.model.dir);
-  const std::string variant =
-      engine->config().variant == Variant::kStreaming ? "streaming" : "published";
-  metrics.SetModel(model_name, engine->fingerprint(), variant,
-                   std::string(engine->backend().name()));
+absl::Status Server::Rep::OpenConfiguredModel() {
+  auto opened = OpenModel(config.model.dir, "", BuiltinBackends(), config.model.backend);
+  if (!opened.ok()) return Named("model", opened.status());
+  const LoadedModel& model = **opened;
+  const Backend& backend = model.engine->backend();
+  metrics.SetModel(model.name(), model.fingerprint(), model.variant(), std::string(backend.name()));
   Log(LogLevel::kInfo, "model ready",
-      {{"model", model_name},
-       {"fingerprint", engine->fingerprint()},
-       {"variant", variant},
-       {"backend", engine->backend().name()},
-       {"items", engine->catalog().size() - 1},
-       {"state_bytes", engine->backend().state_bytes()}});
+      {{"model", model.name()},
+       {"fingerprint", model.fingerprint()},
+       {"variant", model.variant()},
+       {"backend", backend.name()},
+       {"items", model.engine->catalog().size() - 1},
+       {"state_bytes", backend.state_bytes()}});
+  models = std::make_unique<Models>(*std::move(opened));
   return absl::OkStatus();
 }
 
@@ -147,14 +135,11 @@ void Server::Rep::StartPipeline() {
   options.clock = absl::Now;
   pipeline = std::make_unique<Pipeline>(
       options,
-      PipelineDeps{engine.get(), store.get(), store.get(),
+      PipelineDeps{models.get(), store.get(), store.get(),
                    [this](std::string_view user) { return store->DeleteUser(user); }, &metrics});
-  service_deps = {engine.get(),
-                  pipeline.get(),
-                  &metrics,
+  service_deps = {models.get(), pipeline.get(), &metrics,
                   RequestLimits{config.limits.max_clock_skew_ms, config.limits.max_interactions,
                                 config.limits.max_item_ids, config.limits.max_stream_batches},
-                  model_name,
                   absl::Now};
   service = std::make_unique<RecommenderService>(service_deps);
 }
@@ -169,13 +154,17 @@ absl::Status Server::Rep::StartGrpc() {
 }
 
 absl::Status Server::Rep::StartAdmin() {
-  admin_service = std::make_unique<AdminService>(
-      AdminDeps{service_deps, config.model.dir, model_loaded_at, config.ToYaml(),
-                [this](absl::Duration timeout) {
-                  drain_timeout_ms = absl::ToInt64Milliseconds(timeout);
-                  request_drain();
-                },
-                absl::Milliseconds(config.server.drain_timeout_ms)});
+  swap = std::make_unique<ModelSwap>(
+      ModelSwap::Options{config.model.backend, absl::Milliseconds(config.model.keep_states_ms)},
+      ModelSwap::Deps{models.get(), pipeline.get(), store.get(), &metrics, &BuiltinBackends()});
+  admin_service =
+      std::make_unique<AdminService>(AdminDeps{service_deps, swap.get(), config.ToYaml(),
+                                               [this](absl::Duration timeout) {
+                                                 drain_timeout_ms =
+                                                     absl::ToInt64Milliseconds(timeout);
+                                                 request_drain();
+                                               },
+                                               absl::Milliseconds(config.server.drain_timeout_ms)});
   auto started = Listen("admin_listen", config.admin_listen, admin_service.get(),
                         config.limits.max_message_bytes, &admin_address);
   if (!started.ok()) return started.status();
@@ -200,7 +189,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
   rep.request_drain = std::move(request_drain);
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  if (absl::Status s = rep.OpenModel(); !s.ok()) return s;
+  if (absl::Status s = rep.OpenConfiguredModel(); !s.ok()) return s;
   if (absl::Status s = rep.OpenStore(); !s.ok()) return s;
   rep.StartPipeline();
   if (absl::Status s = rep.StartGrpc(); !s.ok()) return s;

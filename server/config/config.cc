@@ -26,6 +26,7 @@ void VisitKeys(Config& c, Visitor&& visit) {
   visit("admin_listen", c.admin_listen);
   visit("model.dir", c.model.dir);
   visit("model.backend", c.model.backend);
+  visit("model.keep_states_ms", c.model.keep_states_ms);
   visit("store.dir", c.store.dir);
   visit("store.block_cache_bytes", c.store.block_cache_bytes);
   visit("store.write_buffer_bytes", c.store.write_buffer_bytes);
@@ -114,6 +115,7 @@ absl::Status ServerConfig::Validate() const {
   }
   if (model.backend.empty()) faults.push_back("model.backend: is empty; auto picks one");
   if (store.dir.empty()) faults.push_back("store.dir: is empty; name a directory (--data DIR)");
+  range("model.keep_states_ms", model.keep_states_ms, 0, kYearMs);
   range("store.block_cache_bytes", store.block_cache_bytes, 1 << 20, kTebi);
   range("store.write_buffer_bytes", store.write_buffer_bytes, 64 << 10, kTebi);
   range("pipeline.workers", pipeline.workers, 0, 1024);

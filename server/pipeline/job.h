@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "model/engine/backend.h"
+#include "server/pipeline/models.h"
 #include "store/event.h"
 #include "store/event_log.h"
 #include "store/rocksdb_store.h"
@@ -75,6 +76,9 @@ struct Job {
   virtual void Complete() = 0;
 
   std::string user_id;
+  // Pinned: the answer comes from it alone, whatever is promoted or unloaded meanwhile. Null: the
+  // one that serves when the job is submitted.
+  ModelHandle model;
   absl::Time deadline = absl::InfiniteFuture();
   std::atomic<bool> cancelled = false;  // set from any thread
 

@@ -33,8 +33,12 @@ bool MicroBatch::Add(Job* job) {
   if (found == by_user_.end()) {
     if (static_cast<int64_t>(works_.size()) >= deps_.residents->capacity()) return false;
     UserWork& work = works_.emplace_back();
+    work.model = job->model;
     work.user_id = job->user_id;
     found = by_user_.emplace(work.user_id, &work).first;
+    models_.insert(job->model.get());
+  } else if (found->second->model != job->model) {
+    return false;
   }
   found->second->jobs.push_back(job);
   jobs_.push_back(job);
@@ -52,8 +56,10 @@ void MicroBatch::Execute() {
       if (job->status.ok() && work.status.ok() && job->recommend) PrepareRead(&work, job);
     }
   }
-  Fold();
-  Rank();
+  for (const LoadedModel* model : models_) {
+    Fold(*model);
+    Rank(*model);
+  }
   Finish();
 }
 
@@ -75,7 +81,8 @@ void MicroBatch::PlaceLate(UserWork* work) {
 }
 
 bool MicroBatch::MayHoldLate(const UserWork& work) const {
-  const Resident* resident = deps_.residents->Peek(work.user_id);
+  const Resident* resident = deps_.residents->Peek(*work.model, work.user_id);
+  if (resident != nullptr && resident->behind) return true;
   Position last = resident == nullptr ? Position() : resident->lineage.watermark;
   for (const Job* job : work.jobs) {
     if (!job->record || job->record->events.empty()) continue;
@@ -168,9 +175,7 @@ void MicroBatch::AppendRecords() {
     for (auto& [work, job] : owners) {
       job->status = appended.status();
       // A failed write may turn out to have reached the disk. The log decides at the next load.
-      if (Resident* resident = deps_.residents->Use(work->user_id)) {
-        deps_.residents->Drop(resident);
-      }
+      deps_.residents->DropUser(work->user_id);
     }
     return;
   }
@@ -185,6 +190,15 @@ void MicroBatch::AppendRecords() {
       work->added.push_back({PositionOf(record.events[e]), &record.events[e], &record.outcomes[e]});
     }
   }
+  for (const UserWork& work : works_) NoteAdded(work);
+}
+
+void MicroBatch::NoteAdded(const UserWork& work) {
+  if (work.added.empty()) return;
+  const auto first = std::min_element(
+      work.added.begin(), work.added.end(),
+      [](const AddedEvent& a, const AddedEvent& b) { return a.place() < b.place(); });
+  deps_.residents->NoteEvents(*work.model, work.user_id, Position(first->place().first));
 }
 
 void MicroBatch::PrepareUser(UserWork* work) {
@@ -192,11 +206,13 @@ void MicroBatch::PrepareUser(UserWork* work) {
     return job->status.ok() && (job->record || job->recommend);
   });
   if (!needed) return;
-  work->resident = deps_.residents->Use(work->user_id);
+  work->resident = deps_.residents->Use(*work->model, work->user_id);
   if (work->resident == nullptr) {
     work->status = LoadUser(work);
+  } else if (work->resident->behind) {
+    work->status = UpdateResident(work);
   } else if (work->added.empty()) {
-    work->tier = Tier::kHot;
+    work->tier = work->resident->pending.empty() ? Tier::kHot : Tier::kRebuilt;
   } else {
     work->status = AdvanceResident(work);
   }
@@ -222,7 +238,7 @@ void MicroBatch::PrepareUser(UserWork* work) {
 }
 
 absl::Status MicroBatch::LoadUser(UserWork* work) {
-  const auto stored = deps_.states->Get(work->user_id, deps_.engine->fingerprint());
+  const auto stored = deps_.states->Get(work->user_id, work->model->fingerprint());
   if (!stored.ok()) {
     deps_.metrics->failed_read->Increment();
     Log(LogLevel::kWarning, "checkpoint not readable, folding the log",
@@ -231,7 +247,8 @@ absl::Status MicroBatch::LoadUser(UserWork* work) {
   const StateRecord* checkpoint = stored.ok() && stored->has_value() ? &**stored : nullptr;
   std::unordered_set<Position> added;
   for (const AddedEvent& event : work->added) added.insert(event.position);
-  auto history = ReadHistory(*deps_.log, deps_.engine->catalog(),
+  const ItemCatalog& catalog = work->model->engine->catalog();
+  auto history = ReadHistory(*deps_.log, catalog,
                              {.user_id = work->user_id,
                               .checkpoint = checkpoint == nullptr ? nullptr : &checkpoint->lineage,
                               .added = &added});
@@ -240,55 +257,59 @@ absl::Status MicroBatch::LoadUser(UserWork* work) {
     return history.status();
   }
   for (const AddedEvent& event : work->added) {
-    *event.outcome =
-        !deps_.engine->catalog().Find(event.event->item_id) ? EventOutcome::kUnknownItem
-        : event.place().first < history->last_before_added  ? EventOutcome::kLateRefolded
-                                                            : EventOutcome::kApplied;
+    *event.outcome = !catalog.Find(event.event->item_id) ? EventOutcome::kUnknownItem
+                     : event.place().first < history->last_before_added
+                         ? EventOutcome::kLateRefolded
+                         : EventOutcome::kApplied;
   }
   if (history->lineage.event_count == 0) return absl::OkStatus();
-  auto loaded = deps_.residents->Load(work->user_id, *std::move(history), checkpoint);
+  auto loaded = deps_.residents->Load(work->model, work->user_id, *std::move(history), checkpoint);
   if (!loaded.ok()) return loaded.status();
   work->resident = loaded->resident;
   work->tier = loaded->tier;
-  work->pending = std::move(loaded->pending);
   return absl::OkStatus();
 }
 
 absl::Status MicroBatch::AdvanceResident(UserWork* work) {
   Resident* resident = work->resident;
-  const ItemCatalog& catalog = deps_.engine->catalog();
   std::sort(work->added.begin(), work->added.end(),
             [](const AddedEvent& a, const AddedEvent& b) { return a.place() < b.place(); });
-  const bool late = work->added.front().place().first < resident->lineage.watermark;
-  const Position watermark = resident->lineage.watermark;
+  if (work->added.front().place().first < resident->lineage.watermark) return UpdateResident(work);
   for (const AddedEvent& event : work->added) {
-    const auto item = catalog.Find(event.event->item_id);
-    *event.outcome = !item                             ? EventOutcome::kUnknownItem
-                     : event.place().first < watermark ? EventOutcome::kLateRefolded
-                                                       : EventOutcome::kApplied;
-    if (late) continue;
+    const auto item = work->model->engine->catalog().Find(event.event->item_id);
+    *event.outcome = item ? EventOutcome::kApplied : EventOutcome::kUnknownItem;
     resident->lineage.Extend(event.position, event.event->item_id);
     resident->last_event_ms = FoldTimeMs(*event.event);
     if (item) {
-      work->pending.push_back({*item, resident->last_event_ms});
+      resident->pending.push_back({*item, resident->last_event_ms});
       InsertSorted(*item, &resident->seen);
       ++resident->folded;
     }
   }
-  if (!late) {
-    work->tier = Tier::kHot;
-    deps_.residents->MarkDirty(resident);
-    return absl::OkStatus();
+  work->tier = Tier::kHot;
+  deps_.residents->Changed(resident);
+  return absl::OkStatus();
+}
+
+// Late events, or events that came through another model: what is folded now is decided by the log.
+absl::Status MicroBatch::UpdateResident(UserWork* work) {
+  Resident* resident = work->resident;
+  const ItemCatalog& catalog = work->model->engine->catalog();
+  for (const AddedEvent& event : work->added) {
+    *event.outcome = !catalog.Find(event.event->item_id) ? EventOutcome::kUnknownItem
+                     : event.place().first < resident->lineage.watermark
+                         ? EventOutcome::kLateRefolded
+                         : EventOutcome::kApplied;
   }
-  auto history = ReadHistory(*deps_.log, catalog, {.user_id = work->user_id});
+  auto history = ReadHistory(*deps_.log, catalog,
+                             {.user_id = work->user_id, .checkpoint = &resident->lineage});
   if (!history.ok()) {
     deps_.metrics->failed_read->Increment();
     return history.status();
   }
-  auto loaded = deps_.residents->Reset(resident, *std::move(history));
-  if (!loaded.ok()) return loaded.status();
-  work->tier = loaded->tier;
-  work->pending = std::move(loaded->pending);
+  const auto rebuilt = deps_.residents->Update(resident, *std::move(history));
+  if (!rebuilt.ok()) return rebuilt.status();
+  work->tier = *rebuilt ? Tier::kRebuilt : Tier::kHot;
   return absl::OkStatus();
 }
 
@@ -310,6 +331,7 @@ void MicroBatch::PrepareRead(UserWork* work, Job* job) {
 
   Read read;
   read.job = job;
+  read.model = work->model.get();
   if (resident != nullptr) {
     read.slot = resident->slot;
     read.seen = &resident->seen;
@@ -327,7 +349,7 @@ void MicroBatch::PrepareRead(UserWork* work, Job* job) {
 
 absl::Status MicroBatch::PreparePastRead(Read* read) {
   RecommendCommand& command = *read->job->recommend;
-  auto history = ReadHistory(*deps_.log, deps_.engine->catalog(),
+  auto history = ReadHistory(*deps_.log, read->model->engine->catalog(),
                              {.user_id = read->job->user_id, .until_ms = *command.as_of_ms});
   if (!history.ok()) {
     deps_.metrics->failed_read->Increment();
@@ -339,44 +361,57 @@ absl::Status MicroBatch::PreparePastRead(Read* read) {
   command.tier = history->fold.empty() ? Tier::kColdStart : Tier::kRebuilt;
   read->past_seen = SeenItems(history->fold);
   if (history->fold.empty()) return absl::OkStatus();
-  absl::StatusOr<Slot> slot = deps_.engine->backend().Allocate();
+  absl::StatusOr<Slot> slot = read->model->engine->backend().Allocate();
   if (!slot.ok()) return slot.status();
   read->slot = *slot;
   read->pending = std::move(history->fold);
   return absl::OkStatus();
 }
 
-void MicroBatch::Fold() {
+void MicroBatch::Fold(const LoadedModel& model) {
   std::vector<Run> runs;
   for (const UserWork& work : works_) {
-    if (!work.pending.empty()) runs.push_back({work.resident->slot, work.pending});
+    if (work.model.get() != &model || work.resident == nullptr || !work.status.ok()) continue;
+    if (!work.resident->pending.empty()) {
+      runs.push_back({work.resident->slot, work.resident->pending});
+    }
   }
   for (const Read& read : reads_) {
-    if (!read.pending.empty()) runs.push_back({read.slot, read.pending});
+    if (read.model == &model && !read.pending.empty()) runs.push_back({read.slot, read.pending});
   }
   if (runs.empty()) return;
-  const absl::Status advanced = deps_.engine->backend().Advance(runs);
-  if (advanced.ok()) return;
-  Log(LogLevel::kError, "fold failed", {{"error", LogText(advanced)}, {"runs", runs.size()}});
-  // The events are in the log, and the states are not what their lineage says: load them anew.
+  const absl::Status advanced = model.engine->backend().Advance(runs);
+  if (!advanced.ok()) {
+    Log(LogLevel::kError, "fold failed", {{"error", LogText(advanced)}, {"runs", runs.size()}});
+    return FailFold(model, advanced);
+  }
+  for (const UserWork& work : works_) {
+    if (work.model.get() != &model || work.resident == nullptr || !work.status.ok()) continue;
+    if (!work.resident->pending.empty()) deps_.residents->Folded(work.resident);
+  }
+}
+
+// The events are in the log, and the states are not what their lineage says: load them anew.
+void MicroBatch::FailFold(const LoadedModel& model, const absl::Status& status) {
   for (Read& read : reads_) {
-    if (!read.pending.empty()) read.job->status = advanced;
+    if (read.model == &model && !read.pending.empty()) read.job->status = status;
   }
   for (UserWork& work : works_) {
-    if (work.pending.empty()) continue;
-    work.status = advanced;
+    if (work.model.get() != &model || work.resident == nullptr) continue;
+    if (work.resident->pending.empty()) continue;
+    work.status = status;
     deps_.residents->Drop(std::exchange(work.resident, nullptr));
     for (Read& read : reads_) {
-      if (read.job->user_id == work.user_id) read.job->status = advanced;
+      if (read.model == &model && read.job->user_id == work.user_id) read.job->status = status;
     }
   }
 }
 
-void MicroBatch::Rank() {
+void MicroBatch::Rank(const LoadedModel& model) {
   std::vector<Read*> ranked;
   std::vector<QueryRequest> requests;
   for (Read& read : reads_) {
-    if (!read.job->status.ok()) continue;
+    if (read.model != &model || !read.job->status.ok()) continue;
     const RecommendCommand& command = *read.job->recommend;
     if (command.exclude_seen && read.seen != nullptr) {
       std::set_union(read.seen->begin(), read.seen->end(), command.excluded.begin(),
@@ -392,7 +427,7 @@ void MicroBatch::Rank() {
     }
   }
   if (!ranked.empty()) {
-    const size_t width = deps_.engine->config().hidden_size;
+    const size_t width = model.engine->config().hidden_size;
     std::vector<float> queries(ranked.size() * width);
     std::vector<TopKRequest> top(ranked.size());
     std::vector<std::vector<ScoredItem>> results;
@@ -404,7 +439,7 @@ void MicroBatch::Rank() {
                 .candidates_only = command.candidates_only,
                 .candidates = command.candidates};
     }
-    Backend& backend = deps_.engine->backend();
+    Backend& backend = model.engine->backend();
     absl::Status status = backend.Query(requests, std::span(queries));
     if (status.ok()) status = backend.TopK(top, &results);
     for (size_t i = 0; i < ranked.size(); ++i) {
@@ -416,13 +451,15 @@ void MicroBatch::Rank() {
     }
   }
   for (const Read& read : reads_) {
-    if (read.past && read.slot >= 0) deps_.engine->backend().Release(read.slot);
+    if (read.model == &model && read.past && read.slot >= 0) {
+      model.engine->backend().Release(read.slot);
+    }
   }
 }
 
 void MicroBatch::RankByPopularity(Read* read) {
   RecommendCommand& command = *read->job->recommend;
-  const ItemCatalog& catalog = deps_.engine->catalog();
+  const ItemCatalog& catalog = read->model->engine->catalog();
   for (const int32_t item : catalog.by_popularity()) {
     if (static_cast<int>(command.items.size()) == command.k) break;
     if (Contains(read->excluded, item)) continue;
@@ -435,13 +472,13 @@ void MicroBatch::ReadUser(const UserWork& work, Job* job) {
   GetUserCommand& command = *job->get_user;
   std::optional<StateRecord> checkpoint;
   if (!command.at_ms) {
-    auto stored = deps_.states->Get(work.user_id, deps_.engine->fingerprint());
+    auto stored = deps_.states->Get(work.user_id, work.model->fingerprint());
     if (stored.ok()) checkpoint = *std::move(stored);
   }
   HistoryRequest request{.user_id = work.user_id};
   if (command.at_ms) request.until_ms = *command.at_ms;
   if (checkpoint) request.checkpoint = &checkpoint->lineage;
-  auto history = ReadHistory(*deps_.log, deps_.engine->catalog(), request);
+  auto history = ReadHistory(*deps_.log, work.model->engine->catalog(), request);
   if (!history.ok()) {
     deps_.metrics->failed_read->Increment();
     job->status = history.status();
@@ -449,8 +486,9 @@ void MicroBatch::ReadUser(const UserWork& work, Job* job) {
   }
   const uint64_t count = history->lineage.event_count;
   command.tier = history->fold.empty() ? Tier::kColdStart
-                 : !command.at_ms && deps_.residents->Peek(work.user_id) != nullptr ? Tier::kHot
-                 : history->checkpoint_folds                                        ? Tier::kStored
+                 : !command.at_ms && deps_.residents->Peek(*work.model, work.user_id) != nullptr
+                     ? Tier::kHot
+                 : history->checkpoint_folds ? Tier::kStored
                                              : Tier::kRebuilt;
   command.first_event_ms = history->first_event_ms;
   command.last_event_ms = history->last_event_ms;

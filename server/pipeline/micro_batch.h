@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <set>
 #include <string_view>
 #include <unordered_map>
 #include <unordered_set>
@@ -12,8 +13,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "model/engine/engine.h"
 #include "server/pipeline/job.h"
+#include "server/pipeline/models.h"
 #include "server/pipeline/pipeline.h"
 #include "server/pipeline/residents.h"
 #include "server/telemetry/metrics.h"
@@ -24,12 +25,12 @@ namespace tim4rec {
 
 // Used by one thread: Add the jobs, then Execute once. Order of effects: late events are rejected
 // or given their place at the end of the log, if so configured; all records become part of the log
-// (one Append), then of the states (one Advance); then all reads. A job whose status is not OK
+// (one Append), then of the states under the jobs' models (one Advance per model); then all reads.
+// A job whose status is not OK
 // after a phase takes no part in the next.
 class MicroBatch {
  public:
   struct Deps {
-    const Engine* engine;
     EventLog* log;
     StateStore* states;
     Metrics* metrics;
@@ -38,8 +39,8 @@ class MicroBatch {
   };
   MicroBatch(const Deps& deps, int64_t now_ms);
 
-  // False if the batch holds as many users as can be resident at once: run it first. Takes no
-  // delete_user jobs.
+  // False if the batch holds as many states as can be resident at once, or the user under another
+  // model: run it first. Takes no delete_user jobs.
   bool Add(Job* job);
 
   // Computes and completes every job.
@@ -57,20 +58,21 @@ class MicroBatch {
     }
   };
 
-  // What the batch does with one user.
+  // What the batch does with one user, under one model.
   struct UserWork {
+    ModelHandle model;
     std::string_view user_id;
     std::vector<Job*> jobs;
     std::vector<AddedEvent> added;
     absl::Status status;
     Resident* resident = nullptr;  // null: no events
     Tier tier = Tier::kColdStart;
-    std::vector<FoldEvent> pending;  // to be folded into the resident's slot
   };
 
   // One recommendation: the state it reads.
   struct Read {
     Job* job = nullptr;
+    const LoadedModel* model = nullptr;
     bool past = false;  // `slot` is temporary, and `pending` is to be folded into it
     Slot slot = -1;
     std::vector<FoldEvent> pending;
@@ -90,13 +92,16 @@ class MicroBatch {
   absl::StatusOr<LogEnd> ReadEnd(const UserWork& work) const;
   void PlaceLate(RecordCommand* record, LogEnd* end) const;
   void AppendRecords();
+  void NoteAdded(const UserWork& work);
   void PrepareUser(UserWork* work);
   absl::Status LoadUser(UserWork* work);
   absl::Status AdvanceResident(UserWork* work);
+  absl::Status UpdateResident(UserWork* work);
   void PrepareRead(UserWork* work, Job* job);
   absl::Status PreparePastRead(Read* read);
-  void Fold();
-  void Rank();
+  void Fold(const LoadedModel& model);
+  void FailFold(const LoadedModel& model, const absl::Status& status);
+  void Rank(const LoadedModel& model);
   void RankByPopularity(Read* read);
   void ReadUser(const UserWork& work, Job* job);
   void Finish();
@@ -106,6 +111,7 @@ class MicroBatch {
   std::vector<Job*> jobs_;
   std::deque<UserWork> works_;
   std::unordered_map<std::string_view, UserWork*> by_user_;
+  std::set<const LoadedModel*> models_;  // of the works
   std::deque<Read> reads_;
 };
 

@@ -4,17 +4,26 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <chrono>
+#include <future>
+#include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "server/pipeline/worker.h"
 
 namespace tim4rec {
+namespace {
+
+constexpr std::chrono::milliseconds kPoll(5);
+
+}  // namespace
 
 uint64_t PartitionOf(std::string_view user_id) {
   return XXH3_64bits(user_id.data(), user_id.size()) % kPartitions;
 }
 
 Pipeline::Pipeline(const PipelineOptions& options, const PipelineDeps& deps)
-    : states_(deps.states) {
+    : models_(deps.models), states_(deps.states) {
   const int workers = std::max(1, options.workers);
   for (int i = 0; i < workers; ++i) {
     workers_.push_back(std::make_unique<Worker>(
@@ -25,11 +34,43 @@ Pipeline::Pipeline(const PipelineOptions& options, const PipelineDeps& deps)
 Pipeline::~Pipeline() { (void)Drain(); }
 
 absl::Status Pipeline::Submit(Job* job) {
+  if (job->model == nullptr) job->model = models_->serving();
   return workers_[PartitionOf(job->user_id) % workers_.size()]->Submit(job);
 }
 
 absl::Status Pipeline::SubmitBulk(Job* job) {
+  if (job->model == nullptr) job->model = models_->serving();
   return workers_[PartitionOf(job->user_id) % workers_.size()]->SubmitBulk(job);
+}
+
+absl::Status Pipeline::Refold(const ModelHandle& from, const ModelHandle& to,
+                              const std::function<bool()>& stop) {
+  const std::vector<std::shared_ptr<Order>> orders = Post(from, to);
+  const absl::Cleanup cancel = [&] {
+    for (const auto& order : orders) order->stopped = true;
+  };
+  for (const auto& order : orders) {
+    while (order->result.wait_for(kPoll) != std::future_status::ready) {
+      if (stop()) return absl::CancelledError("given up before all states were folded");
+    }
+    if (absl::Status folded = order->result.get(); !folded.ok()) return folded;
+  }
+  return absl::OkStatus();
+}
+
+void Pipeline::ReleaseStates() {
+  for (const auto& order : Post(nullptr, nullptr)) order->result.wait();
+}
+
+std::vector<std::shared_ptr<Order>> Pipeline::Post(const ModelHandle& from, const ModelHandle& to) {
+  std::vector<std::shared_ptr<Order>> orders;
+  for (const auto& worker : workers_) {
+    orders.push_back(std::make_shared<Order>());
+    orders.back()->from = from;
+    orders.back()->to = to;
+    worker->Post(orders.back());
+  }
+  return orders;
 }
 
 absl::Status Pipeline::Drain() {

@@ -17,8 +17,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "model/engine/engine.h"
 #include "server/pipeline/job.h"
+#include "server/pipeline/models.h"
 #include "server/telemetry/metrics.h"
 #include "store/event_log.h"
 #include "store/state_store.h"
@@ -36,7 +36,7 @@ struct PipelineOptions {
   int workers = 1;                      // at least 1
   int64_t queue_limit = 8192;           // jobs waiting per worker
   int64_t max_batch = 256;              // jobs in one micro-batch
-  int64_t max_resident_users = 100000;  // over all workers; each has at least one
+  int64_t max_resident_users = 100000;  // over all workers and models; each worker has at least one
   absl::Duration checkpoint_interval = absl::Seconds(30);  // zero: on eviction and drain only
   int64_t checkpoint_group = 64;                           // states per StateStore::Put
   LatePolicy late_policy = LatePolicy::kRefold;
@@ -45,7 +45,7 @@ struct PipelineOptions {
 
 // All outlive the pipeline.
 struct PipelineDeps {
-  const Engine* engine;
+  const Models* models;
   EventLog* log;
   StateStore* states;
   std::function<absl::StatusOr<DeletedUser>(std::string_view user_id)> delete_user;
@@ -58,6 +58,7 @@ inline constexpr uint64_t kPartitions = 256;
 uint64_t PartitionOf(std::string_view user_id);
 
 class Worker;
+struct Order;
 
 // Thread-safe.
 class Pipeline {
@@ -74,11 +75,25 @@ class Pipeline {
   // single calls still find room, and a refusal is not counted as a dropped request.
   absl::Status SubmitBulk(Job* job);
 
+  // Folds the users that are resident under `from` for `to` as well, those used last first, at most
+  // half of max_resident_users: between batches, a fraction of a millisecond at a time, a quarter
+  // of each worker's time. Returns when that is done, or the error of the first fold that fails;
+  // CANCELLED soon after `stop()`; UNAVAILABLE once draining.
+  absl::Status Refold(const ModelHandle& from, const ModelHandle& to,
+                      const std::function<bool()>& stop);
+
+  // Returns when the workers have freed the states of models that are unloaded or whose
+  // kept_until_ms has come, and write none of them any more.
+  void ReleaseStates();
+
   // Refuses new jobs, answers those taken, writes all changed states and flushes the state store.
   // The status is the store's. Repeatable.
   absl::Status Drain();
 
  private:
+  std::vector<std::shared_ptr<Order>> Post(const ModelHandle& from, const ModelHandle& to);
+
+  const Models* models_;
   StateStore* states_;
   std::vector<std::unique_ptr<Worker>> workers_;
 };

@@ -20,6 +20,17 @@ bool FoldedFrom(const std::string& payload, size_t folds, int64_t state_bytes) {
   return folded == static_cast<int64_t>(folds);
 }
 
+// Makes the resident cover a history whose first `folded` events are in its slot.
+void Cover(UserHistory history, size_t folded, Resident* resident) {
+  resident->lineage = std::move(history.lineage);
+  resident->folded = history.fold.size();
+  resident->last_event_ms = history.last_event_ms;
+  resident->seen = SeenItems(history.fold);
+  resident->behind = false;
+  history.fold.erase(history.fold.begin(), history.fold.begin() + static_cast<int64_t>(folded));
+  resident->pending = std::move(history.fold);
+}
+
 }  // namespace
 
 Residents::Residents(const Deps& deps, int64_t capacity, int64_t group)
@@ -29,24 +40,38 @@ Residents::~Residents() {
   while (!by_use_.empty()) Drop(by_use_.front());
 }
 
-Resident* Residents::Use(std::string_view user_id) {
-  const auto found = users_.find(user_id);
-  if (found == users_.end()) return nullptr;
-  Resident* resident = &found->second;
+Resident* Residents::Find(const LoadedModel& model, std::string_view user_id) {
+  const auto states = models_.find(&model);
+  if (states == models_.end()) return nullptr;
+  const auto found = states->second.users.find(user_id);
+  return found == states->second.users.end() ? nullptr : &found->second;
+}
+
+Resident* Residents::Use(const LoadedModel& model, std::string_view user_id) {
+  Resident* resident = Find(model, user_id);
+  if (resident == nullptr) return nullptr;
   by_use_.splice(by_use_.begin(), by_use_, resident->by_use);
   resident->last_batch = batch_;
   return resident;
 }
 
-const Resident* Residents::Peek(std::string_view user_id) const {
-  const auto found = users_.find(user_id);
-  return found == users_.end() ? nullptr : &found->second;
+const Resident* Residents::Peek(const LoadedModel& model, std::string_view user_id) const {
+  return const_cast<Residents*>(this)->Find(model, user_id);
 }
 
-absl::StatusOr<Loaded> Residents::Load(std::string_view user_id, UserHistory history,
-                                       const StateRecord* checkpoint) {
+std::vector<std::string> Residents::UsersOf(const LoadedModel& model, int64_t most) const {
+  std::vector<std::string> users;
+  for (const Resident* resident : by_use_) {
+    if (static_cast<int64_t>(users.size()) == most) break;
+    if (resident->model == &model) users.emplace_back(resident->user_id);
+  }
+  return users;
+}
+
+absl::StatusOr<Loaded> Residents::Load(const ModelHandle& model, std::string_view user_id,
+                                       UserHistory history, const StateRecord* checkpoint) {
   MakeRoom();
-  Backend& backend = deps_.engine->backend();
+  Backend& backend = model->engine->backend();
   absl::StatusOr<Slot> slot = backend.Allocate();
   if (!slot.ok()) return slot.status();
 
@@ -65,34 +90,65 @@ absl::StatusOr<Loaded> Residents::Load(std::string_view user_id, UserHistory his
     }
   }
 
-  const auto [entry, inserted] = users_.try_emplace(std::string(user_id));
+  ModelStates& states = models_[model.get()];
+  states.model = model;
+  const auto [entry, inserted] = states.users.try_emplace(std::string(user_id));
   Resident* resident = &entry->second;
+  resident->model = model.get();
   resident->user_id = entry->first;
   resident->slot = *slot;
-  resident->lineage = std::move(history.lineage);
-  resident->folded = history.fold.size();
-  resident->last_event_ms = history.last_event_ms;
-  resident->seen = SeenItems(history.fold);
   resident->last_batch = batch_;
   by_use_.push_front(resident);
   resident->by_use = by_use_.begin();
-  if (tier != Tier::kStored || !(checkpoint->lineage == resident->lineage)) MarkDirty(resident);
   deps_.metrics->resident_users->Increment();
-  history.fold.erase(history.fold.begin(), history.fold.begin() + folded);
-  return Loaded{resident, tier, std::move(history.fold)};
+  const bool changed = tier != Tier::kStored || !(checkpoint->lineage == history.lineage);
+  Cover(std::move(history), folded, resident);
+  if (changed) Changed(resident);
+  return Loaded{resident, tier};
 }
 
-absl::StatusOr<Loaded> Residents::Reset(Resident* resident, UserHistory history) {
-  Backend& backend = deps_.engine->backend();
-  absl::StatusOr<Slot> slot = backend.Allocate();
-  if (!slot.ok()) return slot.status();
-  backend.Release(std::exchange(resident->slot, *slot));
-  resident->lineage = std::move(history.lineage);
-  resident->folded = history.fold.size();
-  resident->last_event_ms = history.last_event_ms;
-  resident->seen = SeenItems(history.fold);
+absl::StatusOr<bool> Residents::Update(Resident* resident, UserHistory history) {
+  const bool continues = history.checkpoint_folds.has_value();
+  size_t folded = 0;
+  if (continues) {
+    folded = *history.checkpoint_folds - resident->pending.size();
+  } else {
+    Backend& backend = resident->model->engine->backend();
+    absl::StatusOr<Slot> slot = backend.Allocate();
+    if (!slot.ok()) return slot.status();
+    backend.Release(std::exchange(resident->slot, *slot));
+  }
+  Cover(std::move(history), folded, resident);
+  Changed(resident);
+  return !continues;
+}
+
+void Residents::Changed(Resident* resident) {
+  if (resident->pending.empty()) {
+    MarkDirty(resident);
+  } else {
+    MarkClean(resident);
+  }
+}
+
+void Residents::Folded(Resident* resident) {
+  resident->pending.clear();
+  resident->pending.shrink_to_fit();
   MarkDirty(resident);
-  return Loaded{resident, Tier::kRebuilt, std::move(history.fold)};
+}
+
+void Residents::NoteEvents(const LoadedModel& model, std::string_view user_id,
+                           const Position& first) {
+  for (auto& [other, states] : models_) {
+    if (other == &model) continue;
+    Resident* resident = Find(*other, user_id);
+    if (resident == nullptr) continue;
+    if (first < resident->lineage.watermark) {
+      Drop(resident);
+    } else {
+      resident->behind = true;
+    }
+  }
 }
 
 void Residents::MarkDirty(Resident* resident) {
@@ -109,38 +165,92 @@ void Residents::MarkClean(Resident* resident) {
 
 void Residents::Drop(Resident* resident) {
   MarkClean(resident);
-  deps_.engine->backend().Release(resident->slot);
+  resident->model->engine->backend().Release(resident->slot);
   by_use_.erase(resident->by_use);
-  users_.erase(users_.find(resident->user_id));
+  auto& users = models_.find(resident->model)->second.users;
+  users.erase(users.find(resident->user_id));
   deps_.metrics->resident_users->Decrement();
 }
 
+void Residents::DropUser(std::string_view user_id) {
+  for (auto& [model, states] : models_) {
+    if (Resident* resident = Find(*model, user_id)) Drop(resident);
+  }
+}
+
+int64_t Residents::DropSome(ModelStates* states) {
+  std::vector<Resident*> group;
+  std::vector<Resident*> changed;
+  for (auto& [user_id, resident] : states->users) {
+    if (static_cast<int64_t>(group.size()) == group_) break;
+    group.push_back(&resident);
+    if (resident.dirty) changed.push_back(&resident);
+  }
+  (void)Put(changed);  // what cannot be written, the log rebuilds
+  for (Resident* resident : group) Drop(resident);
+  return static_cast<int64_t>(group.size());
+}
+
+bool Residents::ReleaseSome(absl::Time now) {
+  for (auto it = models_.begin(); it != models_.end(); ++it) {
+    ModelStates& states = it->second;
+    if (states.model->unloaded) {
+      DropSome(&states);
+      if (states.users.empty()) models_.erase(it);
+      return true;
+    }
+    const int64_t kept_until_ms = states.model->kept_until_ms;
+    if (kept_until_ms == LoadedModel::kForEver) states.to_release = 0;
+    if (kept_until_ms != states.heeded_ms && kept_until_ms <= absl::ToUnixMillis(now)) {
+      states.heeded_ms = kept_until_ms;
+      states.to_release = static_cast<int64_t>(states.users.size());
+    }
+    if (states.to_release > 0) {
+      states.to_release -= std::max<int64_t>(1, DropSome(&states));
+      return true;
+    }
+  }
+  return false;
+}
+
+absl::Time Residents::next_release() const {
+  int64_t next_ms = LoadedModel::kForEver;
+  for (const auto& [model, states] : models_) {
+    if (model->kept_until_ms != states.heeded_ms) {
+      next_ms = std::min<int64_t>(next_ms, model->kept_until_ms);
+    }
+  }
+  return next_ms == LoadedModel::kForEver ? absl::InfiniteFuture() : absl::FromUnixMillis(next_ms);
+}
+
 absl::Status Residents::Put(const std::vector<Resident*>& residents) {
-  if (residents.empty()) return absl::OkStatus();
   std::vector<StateRecord> records(residents.size());
-  std::vector<UserState> states(residents.size());
-  const Backend& backend = deps_.engine->backend();
+  std::vector<UserState> states;
   for (size_t i = 0; i < residents.size(); ++i) {
-    records[i].lineage = residents[i]->lineage;
+    const Resident& resident = *residents[i];
+    if (resident.model->unloaded) continue;
+    const Backend& backend = resident.model->engine->backend();
+    records[i].lineage = resident.lineage;
     records[i].payload.resize(backend.state_bytes());
     absl::Status exported =
-        backend.Export(residents[i]->slot, std::as_writable_bytes(std::span(records[i].payload)));
+        backend.Export(resident.slot, std::as_writable_bytes(std::span(records[i].payload)));
     if (!exported.ok()) return exported;
-    states[i] = {residents[i]->user_id, deps_.engine->fingerprint(), &records[i]};
+    states.push_back({resident.user_id, resident.model->fingerprint(), &records[i]});
   }
+  if (states.empty()) return absl::OkStatus();
   absl::Status put = deps_.states->Put(states);
   if (put.ok()) {
-    deps_.metrics->checkpoints->Increment(static_cast<double>(residents.size()));
+    deps_.metrics->checkpoints->Increment(static_cast<double>(states.size()));
   } else {
     deps_.metrics->failed_put->Increment();
     Log(LogLevel::kWarning, "checkpoint failed; the event log still rebuilds the states",
-        {{"error", LogText(put)}, {"states", residents.size()}});
+        {{"error", LogText(put)}, {"states", states.size()}});
   }
   return put;
 }
 
 void Residents::MakeRoom() {
-  if (static_cast<int64_t>(users_.size()) < capacity_) return;
+  if (static_cast<int64_t>(by_use_.size()) < capacity_) return;
   // A group at a time, so that their checkpoints are one write; but few of a small population.
   const int64_t wanted = std::clamp<int64_t>(capacity_ / 16, 1, group_);
   std::vector<Resident*> victims;

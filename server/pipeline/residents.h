@@ -11,68 +11,89 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "model/engine/engine.h"
+#include "absl/time/time.h"
 #include "server/pipeline/history.h"
 #include "server/pipeline/job.h"
+#include "server/pipeline/models.h"
 #include "server/telemetry/metrics.h"
 #include "store/state_store.h"
 
 namespace tim4rec {
 
 struct Resident {
+  const LoadedModel* model = nullptr;
   std::string_view user_id;  // views the key of the map
   Slot slot = -1;
-  Lineage lineage;            // of what is folded into the slot, unknown items included
-  uint64_t folded = 0;        // events of known items
-  int64_t last_event_ms = 0;  // of the last event covered
-  std::vector<int32_t> seen;  // items folded, ascending, distinct
-  bool dirty = false;         // the store has no checkpoint of this lineage
-  uint64_t last_batch = 0;    // number of the batch that used it last: not evicted during that one
+  Lineage lineage;      // of what is folded into the slot, `pending` and unknown items included
+  uint64_t folded = 0;  // events of known items
+  int64_t last_event_ms = 0;       // of the last event covered
+  std::vector<int32_t> seen;       // items folded, ascending, distinct
+  std::vector<FoldEvent> pending;  // still to be folded into the slot; till then not dirty
+  bool behind = false;  // the log holds more: events that came through another model. Update it.
+  bool dirty = false;   // the store has no checkpoint of this lineage
+  uint64_t last_batch = 0;  // number of the batch that used it last: not evicted during that one
   std::list<Resident*>::iterator by_use;
   std::list<Resident*>::iterator in_dirty;  // valid if dirty
 };
 
-// A state to be, after its pending events are folded into its slot.
 struct Loaded {
   Resident* resident;
   Tier tier;  // kStored or kRebuilt
-  std::vector<FoldEvent> pending;
 };
 
-// Not thread-safe: it belongs to a worker.
+// Each model has states of its own; none is read by another. Not thread-safe: it belongs to a
+// worker.
 class Residents {
  public:
   struct Deps {
-    const Engine* engine;
     StateStore* states;
     Metrics* metrics;
   };
-  // Keeps at most `capacity` users, all of which one batch may use. States are checkpointed up to
-  // `group` at a time.
+  // Keeps at most `capacity` states over all models, all of which one batch may use. States are
+  // checkpointed up to `group` at a time.
   Residents(const Deps& deps, int64_t capacity, int64_t group);
   ~Residents();
 
   int64_t capacity() const { return capacity_; }
 
-  // The user as the most recently used, held until the next BeginBatch; null if not resident.
-  Resident* Use(std::string_view user_id);
-  const Resident* Peek(std::string_view user_id) const;
+  // The user's state as the most recently used, held until the next BeginBatch; null if not
+  // resident.
+  Resident* Use(const LoadedModel& model, std::string_view user_id);
+  const Resident* Peek(const LoadedModel& model, std::string_view user_id) const;
+  // Users of a model, most recently used first, at most `most`.
+  std::vector<std::string> UsersOf(const LoadedModel& model, int64_t most) const;
 
   void BeginBatch() { ++batch_; }
 
   // Makes a user resident who is not, evicting others if need be. `history` holds at least one
   // event and was read with `checkpoint`'s lineage; the checkpoint is used if the log has its
-  // prefix and its record fits. Fails as Backend::Allocate does.
-  absl::StatusOr<Loaded> Load(std::string_view user_id, UserHistory history,
-                              const StateRecord* checkpoint);
+  // prefix and its record fits; what it lacks is pending. Fails as Backend::Allocate does.
+  absl::StatusOr<Loaded> Load(const ModelHandle& model, std::string_view user_id,
+                              UserHistory history, const StateRecord* checkpoint);
 
-  // Empties the user's slot, to be folded again. `history` as in Load.
-  absl::StatusOr<Loaded> Reset(Resident* resident, UserHistory history);
+  // Brings a resident to a history that was read with its own lineage as the checkpoint's: what
+  // lies behind its prefix becomes pending, or all of it, in an empty slot, if the lineage is none
+  // of its prefixes. Returns whether it was the latter. Fails as Backend::Allocate does.
+  absl::StatusOr<bool> Update(Resident* resident, UserHistory history);
 
-  void MarkDirty(Resident* resident);
+  // After a change of the lineage or of `pending`.
+  void Changed(Resident* resident);
+  // What was pending is in the slot.
+  void Folded(Resident* resident);
 
-  // Forgets the user without a checkpoint.
+  // Events of a user that came through `model`, `first` the least of their positions: the states
+  // under other models are behind, or dropped if an event lies before their last one.
+  void NoteEvents(const LoadedModel& model, std::string_view user_id, const Position& first);
+
+  // Forget without a checkpoint: a state, and a user's states under all models.
   void Drop(Resident* resident);
+  void DropUser(std::string_view user_id);
+
+  // Frees up to `group` states of unloaded models, or, after a checkpoint, of models whose
+  // kept_until_ms has come. False if none is left to be freed.
+  bool ReleaseSome(absl::Time now);
+  // When the next kept_until_ms comes.
+  absl::Time next_release() const;
 
   // Writes up to `group` changed states, those changed first first. Returns how many were taken
   // off the list of changed ones; a write that fails puts them back.
@@ -85,7 +106,17 @@ class Residents {
     size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
   };
 
+  struct ModelStates {
+    ModelHandle model;
+    std::unordered_map<std::string, Resident, Hash, std::equal_to<>> users;
+    int64_t heeded_ms = LoadedModel::kForEver;  // the kept_until_ms that was acted upon
+    int64_t to_release = 0;                     // how many are still to be freed for it
+  };
+
+  Resident* Find(const LoadedModel& model, std::string_view user_id);
   absl::Status Put(const std::vector<Resident*>& residents);
+  int64_t DropSome(ModelStates* states);
+  void MarkDirty(Resident* resident);
   void MakeRoom();
   void MarkClean(Resident* resident);
 
@@ -93,7 +124,7 @@ class Residents {
   const int64_t capacity_;
   const int64_t group_;
   uint64_t batch_ = 1;
-  std::unordered_map<std::string, Resident, Hash, std::equal_to<>> users_;
+  std::unordered_map<const LoadedModel*, ModelStates> models_;
   std::list<Resident*> by_use_;  // most recent first
   std::list<Resident*> dirty_;   // longest dirty first
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -9,13 +10,19 @@
 #include "server/telemetry/log.h"
 
 namespace tim4rec {
+namespace {
+
+// Between two steps of a refold, in steps: it takes a quarter of the worker's time.
+constexpr int kRefoldRest = 3;
+
+}  // namespace
 
 Worker::Worker(int index, int64_t capacity, const PipelineOptions& options,
                const PipelineDeps& deps)
     : options_(options),
       deps_(deps),
       depth_(deps.metrics->QueueDepth(index)),
-      residents_({deps.engine, deps.states, deps.metrics}, capacity, options.checkpoint_group),
+      residents_({deps.states, deps.metrics}, capacity, options.checkpoint_group),
       next_checkpoint_(options.checkpoint_interval > absl::ZeroDuration()
                            ? absl::Now() + options.checkpoint_interval
                            : absl::InfiniteFuture()),
@@ -48,6 +55,16 @@ absl::Status Worker::Enqueue(Job* job, int64_t limit) {
   return absl::OkStatus();
 }
 
+void Worker::Post(std::shared_ptr<Order> order) {
+  std::unique_lock lock(mutex_);
+  if (closed_) {
+    order->done.set_value(absl::UnavailableError("the server is draining"));
+    return;
+  }
+  orders_.push_back(std::move(order));
+  if (waiting_) wake_.notify_one();
+}
+
 void Worker::Close() {
   std::unique_lock lock(mutex_);
   closed_ = true;
@@ -61,7 +78,7 @@ void Worker::Join() {
 bool Worker::Take(absl::Time until, std::vector<Job*>* batch) {
   batch->clear();
   std::unique_lock lock(mutex_);
-  while (queue_.empty() && !closed_) {
+  while (queue_.empty() && orders_.empty() && !closed_) {
     waiting_ = true;
     if (until == absl::InfiniteFuture()) {
       wake_.wait(lock);
@@ -80,12 +97,74 @@ bool Worker::Take(absl::Time until, std::vector<Job*>* batch) {
 
 void Worker::Run() {
   std::vector<Job*> batch;
-  while (Take(checkpoints_left_ > 0 ? absl::InfinitePast() : next_checkpoint_, &batch)) {
+  while (Take(NextWake(), &batch)) {
     if (!batch.empty()) RunBatch(batch);
+    TakeOrders();
+    ReleaseSome();
+    RefoldSome();
     CheckpointIfDue();
   }
   while (residents_.dirty_count() > 0 && residents_.CheckpointSome().ok()) {
   }
+  EndOrders();
+}
+
+absl::Time Worker::NextWake() const {
+  if (checkpoints_left_ > 0 || releasing_) return absl::InfinitePast();
+  absl::Time next = std::min(next_checkpoint_, residents_.next_release());
+  if (!refolds_.empty()) next = std::min(next, next_refold_);
+  return next;
+}
+
+void Worker::TakeOrders() {
+  std::vector<std::shared_ptr<Order>> orders;
+  {
+    std::unique_lock lock(mutex_);
+    orders.swap(orders_);
+  }
+  for (auto& order : orders) {
+    if (order->to == nullptr) {
+      releases_.push_back(std::move(order));
+    } else {
+      refolds_.push_back(std::move(order));
+    }
+  }
+}
+
+void Worker::ReleaseSome() {
+  releasing_ = residents_.ReleaseSome(absl::Now());
+  if (releasing_) return;
+  for (const auto& order : releases_) order->done.set_value(absl::OkStatus());
+  releases_.clear();
+}
+
+void Worker::RefoldSome() {
+  const absl::Time start = absl::Now();
+  if (refolds_.empty() || start < next_refold_) return;
+  const Order& order = *refolds_.front();
+  if (order.stopped) return EndRefold(absl::CancelledError("stopped"));
+  if (!refold_) {
+    refold_.emplace(Refold::Deps{deps_.log, deps_.states, deps_.metrics, &residents_}, *order.from,
+                    order.to);
+  }
+  const absl::StatusOr<bool> more = refold_->Step();
+  if (!more.ok() || !*more) return EndRefold(more.status());
+  const absl::Time end = absl::Now();
+  next_refold_ = end + kRefoldRest * (end - start);
+}
+
+void Worker::EndRefold(absl::Status status) {
+  refold_.reset();
+  refolds_.front()->done.set_value(std::move(status));
+  refolds_.pop_front();
+}
+
+void Worker::EndOrders() {
+  TakeOrders();
+  const absl::Status drained = absl::UnavailableError("the server is draining");
+  while (!refolds_.empty()) EndRefold(drained);
+  for (const auto& order : releases_) order->done.set_value(drained);
+  releases_.clear();
 }
 
 bool Worker::DropIfLate(Job* job, absl::Time now) {
@@ -110,8 +189,8 @@ void Worker::RunBatch(const std::vector<Job*>& jobs) {
     if (batch) batch->Execute();
     batch.reset();
   };
-  const MicroBatch::Deps deps{deps_.engine,  deps_.log,   deps_.states,
-                              deps_.metrics, &residents_, options_.late_policy};
+  const MicroBatch::Deps deps{deps_.log, deps_.states, deps_.metrics, &residents_,
+                              options_.late_policy};
   for (Job* job : jobs) {
     if (DropIfLate(job, now)) continue;
     if (job->delete_user) {
@@ -132,8 +211,7 @@ void Worker::RunBatch(const std::vector<Job*>& jobs) {
 }
 
 void Worker::DeleteUser(Job* job) {
-  residents_.BeginBatch();
-  if (Resident* resident = residents_.Use(job->user_id)) residents_.Drop(resident);
+  residents_.DropUser(job->user_id);
   auto removed = deps_.delete_user(job->user_id);
   if (removed.ok()) {
     job->delete_user->removed = *removed;

@@ -2,10 +2,14 @@
 #ifndef TIM4REC_SERVER_PIPELINE_WORKER_H_
 #define TIM4REC_SERVER_PIPELINE_WORKER_H_
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <future>
+#include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -13,9 +17,20 @@
 #include "absl/time/time.h"
 #include "server/pipeline/job.h"
 #include "server/pipeline/pipeline.h"
+#include "server/pipeline/refold.h"
 #include "server/pipeline/residents.h"
 
 namespace tim4rec {
+
+// What a worker is to do between batches: fold states of `from` for `to`, or, without models,
+// free the states that no longer need to be kept.
+struct Order {
+  ModelHandle from;
+  ModelHandle to;
+  std::atomic<bool> stopped = false;  // by whoever posted it
+  std::promise<absl::Status> done;
+  std::future<absl::Status> result = done.get_future();
+};
 
 class Worker {
  public:
@@ -28,6 +43,9 @@ class Worker {
   // As Pipeline::SubmitBulk. Any thread.
   absl::Status SubmitBulk(Job* job);
 
+  // Answered by the thread, with UNAVAILABLE if it ends first. Any thread.
+  void Post(std::shared_ptr<Order> order);
+
   // Refuses new jobs; the thread ends once those taken are complete and changed states are written.
   void Close();
   void Join();
@@ -36,13 +54,19 @@ class Worker {
   // Queues the job if fewer than `limit` wait.
   absl::Status Enqueue(Job* job, int64_t limit);
   void Run();
-  // Moves waiting jobs into `batch`, or waits until there are some, `until` has come or the queue
-  // is closed. False once closed and empty.
+  absl::Time NextWake() const;
+  // Moves waiting jobs into `batch`, or waits until there are some or an order, `until` has come or
+  // the queue is closed. False once closed and empty.
   bool Take(absl::Time until, std::vector<Job*>* batch);
   void RunBatch(const std::vector<Job*>& jobs);
   bool DropIfLate(Job* job, absl::Time now);
   void DeleteUser(Job* job);
   void CheckpointIfDue();
+  void TakeOrders();
+  void ReleaseSome();
+  void RefoldSome();
+  void EndRefold(absl::Status status);
+  void EndOrders();
 
   const PipelineOptions options_;
   const PipelineDeps deps_;
@@ -52,12 +76,18 @@ class Worker {
   Residents residents_;
   absl::Time next_checkpoint_;
   int64_t checkpoints_left_ = 0;  // of the periodic round that is under way
+  std::vector<std::shared_ptr<Order>> releases_;
+  bool releasing_ = false;                      // states are left to be freed
+  std::deque<std::shared_ptr<Order>> refolds_;  // the first is under way
+  std::optional<Refold> refold_;
+  absl::Time next_refold_ = absl::InfinitePast();
 
   // The standard mutex, which the thread sanitizer sees through (Debian's abseil is not built for
-  // it). It guards the four members below.
+  // it). It guards the members below.
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Job*> queue_;
+  std::vector<std::shared_ptr<Order>> orders_;
   bool closed_ = false;
   bool waiting_ = false;
 

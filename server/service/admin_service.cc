@@ -13,6 +13,27 @@ absl::Status NotOffered(Method method) {
       absl::StrCat("this server does not offer ", std::string(MethodName(method))));
 }
 
+absl::Status Required(const char* field, const std::string& value) {
+  Violations faults;
+  if (value.empty()) faults.Add(field, "is empty");
+  return faults.ToStatus();
+}
+
+void EncodeModel(const LoadedModel& model, const Models& models, v1::Model* encoded) {
+  encoded->set_version(model.version);
+  encoded->set_fingerprint(model.fingerprint());
+  encoded->set_state(model.engine == nullptr            ? v1::MODEL_STATE_LOADING
+                     : models.serving().get() == &model ? v1::MODEL_STATE_SERVING
+                                                        : v1::MODEL_STATE_READY);
+  if (model.engine != nullptr) {
+    encoded->set_backend(std::string(model.engine->backend().name()));
+  }
+  encoded->set_item_count(static_cast<uint64_t>(model.package->catalog().size() - 1));
+  encoded->set_variant(model.variant());
+  encoded->set_directory(model.directory);
+  encoded->set_loaded_at_ms(absl::ToUnixMillis(model.loaded_at));
+}
+
 }  // namespace
 
 template <typename Work>
@@ -27,33 +48,44 @@ grpc::Status AdminService::Answer(Method method, Work work) {
 grpc::Status AdminService::ListModels(grpc::ServerContext*, const v1::ListModelsRequest*,
                                       v1::ListModelsResponse* response) {
   return Answer(Method::kListModels, [&] {
-    const Engine& engine = *deps_.service.engine;
-    v1::Model* model = response->add_models();
-    model->set_version(absl::StrCat(deps_.service.model_name, "@", engine.fingerprint()));
-    model->set_fingerprint(engine.fingerprint());
-    model->set_state(v1::MODEL_STATE_SERVING);
-    model->set_backend(std::string(engine.backend().name()));
-    model->set_item_count(static_cast<uint64_t>(engine.catalog().size() - 1));
-    model->set_variant(engine.config().variant == Variant::kStreaming ? "streaming" : "published");
-    model->set_directory(deps_.model_dir);
-    model->set_loaded_at_ms(absl::ToUnixMillis(deps_.loaded_at));
+    const Models& models = *deps_.service.models;
+    for (const ModelHandle& model : models.List()) {
+      EncodeModel(*model, models, response->add_models());
+    }
     return absl::OkStatus();
   });
 }
 
-grpc::Status AdminService::LoadModel(grpc::ServerContext*, const v1::LoadModelRequest*,
-                                     v1::LoadModelResponse*) {
-  return Answer(Method::kLoadModel, [] { return NotOffered(Method::kLoadModel); });
+grpc::Status AdminService::LoadModel(grpc::ServerContext*, const v1::LoadModelRequest* request,
+                                     v1::LoadModelResponse* response) {
+  return Answer(Method::kLoadModel, [&]() -> absl::Status {
+    if (absl::Status given = Required("directory", request->directory()); !given.ok()) return given;
+    auto loaded = deps_.swap->Load(request->directory(), request->name(), request->backend());
+    if (!loaded.ok()) return loaded.status();
+    EncodeModel(**loaded, *deps_.service.models, response->mutable_model());
+    return absl::OkStatus();
+  });
 }
 
-grpc::Status AdminService::PromoteModel(grpc::ServerContext*, const v1::PromoteModelRequest*,
-                                        v1::PromoteModelResponse*) {
-  return Answer(Method::kPromoteModel, [] { return NotOffered(Method::kPromoteModel); });
+grpc::Status AdminService::PromoteModel(grpc::ServerContext* context,
+                                        const v1::PromoteModelRequest* request,
+                                        v1::PromoteModelResponse* response) {
+  return Answer(Method::kPromoteModel, [&]() -> absl::Status {
+    if (absl::Status given = Required("version", request->version()); !given.ok()) return given;
+    auto promoted = deps_.swap->Promote(request->version(), [&] { return context->IsCancelled(); });
+    if (!promoted.ok()) return promoted.status();
+    EncodeModel(*promoted->model, *deps_.service.models, response->mutable_model());
+    response->set_previous_version(promoted->previous->version);
+    return absl::OkStatus();
+  });
 }
 
-grpc::Status AdminService::UnloadModel(grpc::ServerContext*, const v1::UnloadModelRequest*,
+grpc::Status AdminService::UnloadModel(grpc::ServerContext*, const v1::UnloadModelRequest* request,
                                        v1::UnloadModelResponse*) {
-  return Answer(Method::kUnloadModel, [] { return NotOffered(Method::kUnloadModel); });
+  return Answer(Method::kUnloadModel, [&]() -> absl::Status {
+    if (absl::Status given = Required("version", request->version()); !given.ok()) return given;
+    return deps_.swap->Unload(request->version());
+  });
 }
 
 grpc::Status AdminService::VerifyUser(grpc::ServerContext*, const v1::VerifyUserRequest*,

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/time/time.h"
+#include "server/pipeline/model_swap.h"
 #include "server/service/service_deps.h"
 #include "tim4rec/v1/admin.grpc.pb.h"
 
@@ -16,8 +17,7 @@ namespace tim4rec {
 // All of it outlives the service.
 struct AdminDeps {
   ServiceDeps service;
-  std::string model_dir;    // of the model that serves
-  absl::Time loaded_at;     // the model
+  ModelSwap* swap;
   std::string config_yaml;  // the effective configuration
   // Begins what SIGTERM begins, with that time for answers to reach slow clients; returns at once.
   // Repeatable.

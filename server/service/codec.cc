@@ -202,12 +202,6 @@ absl::Status DecodeRecommend(const v1::RecommendRequest& request, const DecodeCo
         ": this server offers no filters by category; use exclude_item_ids or "
         "candidate_item_ids"));
   }
-  if (!request.model().empty() && request.model() != context.fingerprint &&
-      request.model() != absl::StrCat(context.model_name, "@", context.fingerprint)) {
-    return absl::NotFoundError(absl::StrCat(context.path, "model: \"", request.model(),
-                                            "\" is not loaded; this server has ",
-                                            context.model_name, "@", context.fingerprint));
-  }
   return absl::OkStatus();
 }
 
@@ -278,17 +272,17 @@ void EncodeBatchEntry(const RecordCommand& command, const std::vector<std::strin
   }
 }
 
-void EncodeRecommend(const RecommendCommand& command, const Provenance& provenance,
+void EncodeRecommend(const RecommendCommand& command, const LoadedModel& model,
                      v1::RecommendResponse* response) {
   response->mutable_items()->Reserve(static_cast<int>(command.items.size()));
   for (const ScoredItem& item : command.items) {
     v1::ScoredItem* encoded = response->add_items();
-    encoded->set_item_id(provenance.catalog->item(item.item).id);
+    encoded->set_item_id(model.engine->catalog().item(item.item).id);
     encoded->set_score(item.score);
   }
   v1::Provenance* encoded = response->mutable_provenance();
-  encoded->set_model(provenance.model);
-  encoded->set_backend(provenance.backend);
+  encoded->set_model(model.version);
+  encoded->set_backend(std::string(model.engine->backend().name()));
   encoded->set_state_version(command.state_version);
   encoded->set_event_count(command.event_count);
   encoded->set_last_event_ms(command.last_event_ms);

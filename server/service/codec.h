@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "model/weights/package.h"
 #include "server/pipeline/job.h"
+#include "server/pipeline/models.h"
 #include "server/service/parse.h"
 #include "server/service/status.h"
 #include "tim4rec/v1/recommender.pb.h"
@@ -29,13 +30,11 @@ inline constexpr uint32_t kMostUserEvents = 10'000;
 // What a date library still holds: the year 275760.
 inline constexpr int64_t kMostTimestampMs = 8'640'000'000'000'000;
 
-// What a request is decoded against. `path` prefixes field names ("record."); `broken` holds paths
-// from the request's top.
+// What a request is decoded against: the catalogue is that of the model that answers it. `path`
+// prefixes field names ("record."); `broken` holds paths from the request's top.
 struct DecodeContext {
   const RequestLimits* limits;
   const ItemCatalog* catalog;
-  std::string model_name;   // of the model that serves
-  std::string fingerprint;  // of the model that serves
   int64_t now_ms;
   const BrokenText* broken;
   std::string path = {};
@@ -59,8 +58,8 @@ void DecodeBatch(const v1::StreamInteractionsRequest& request, const DecodeConte
 void DecodeBatchEntry(const v1::UserInteractions& entry, const DecodeContext& context,
                       RecordCommand* command, std::vector<std::string>* rejections);
 
-// The options of a recommendation, user_id left out. The status is UNIMPLEMENTED for a field that
-// this server does not offer, NOT_FOUND for another model.
+// The options of a recommendation, user_id and model left out. The status is UNIMPLEMENTED for a
+// field that this server does not offer.
 absl::Status DecodeRecommend(const v1::RecommendRequest& request, const DecodeContext& context,
                              RecommendCommand* command, Violations* faults);
 
@@ -74,12 +73,7 @@ void EncodeRecord(const RecordCommand& command, const std::vector<std::string>& 
 void EncodeBatchEntry(const RecordCommand& command, const std::vector<std::string>& rejections,
                       uint32_t user_index, v1::StreamInteractionsResponse* response);
 
-struct Provenance {
-  const ItemCatalog* catalog;
-  std::string model;  // "name@fingerprint"
-  std::string backend;
-};
-void EncodeRecommend(const RecommendCommand& command, const Provenance& provenance,
+void EncodeRecommend(const RecommendCommand& command, const LoadedModel& model,
                      v1::RecommendResponse* response);
 void EncodeUser(const GetUserCommand& command, v1::GetUserResponse* response);
 

@@ -181,10 +181,9 @@ std::unique_ptr<Batch> InteractionStream::Decode() {
   request_.Clear();
   if (!batch->status.ok()) return batch;
   batch->sequence = request->sequence();
+  const ModelHandle model = deps_.models->serving();
   DecodeContext context{.limits = &deps_.limits,
-                        .catalog = &deps_.engine->catalog(),
-                        .model_name = deps_.model_name,
-                        .fingerprint = deps_.engine->fingerprint(),
+                        .catalog = &model->engine->catalog(),
                         .now_ms = absl::ToUnixMillis(deps_.clock()),
                         .broken = &broken};
   Violations faults;
@@ -199,6 +198,7 @@ std::unique_ptr<Batch> InteractionStream::Decode() {
     job.batch = batch.get();
     job.user_index = static_cast<uint32_t>(u);
     job.user_id = request->users(u).user_id();
+    job.model = model;
     job.deadline = deadline_;
     job.record.emplace().durability = durability;
     if (!broken.empty()) context.path = absl::StrCat("users[", u, "].");

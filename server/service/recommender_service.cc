@@ -3,6 +3,7 @@
 #include <google/protobuf/arena.h>
 #include <grpcpp/grpcpp.h>
 
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -43,10 +44,7 @@ class Call final : public grpc::ServerUnaryReactor, public Job {
     if (result.ok()) {
       google::protobuf::Arena arena;
       auto* response = google::protobuf::Arena::CreateMessage<typename Codec::Response>(&arena);
-      const Provenance provenance{&deps_.engine->catalog(),
-                                  absl::StrCat(deps_.model_name, "@", deps_.engine->fingerprint()),
-                                  std::string(deps_.engine->backend().name())};
-      Codec::Encode(*this, rejections_, provenance, response);
+      Codec::Encode(*this, rejections_, response);
       bool own_buffer;
       result = grpc::SerializationTraits<typename Codec::Response>::Serialize(*response, response_,
                                                                               &own_buffer);
@@ -63,15 +61,20 @@ class Call final : public grpc::ServerUnaryReactor, public Job {
     BrokenText broken;
     absl::Status parsed = ParseRequest(bytes, request, &broken);
     if (!parsed.ok()) return parsed;
+    const auto named = deps_.models->Find(Codec::Model(*request));
+    model = named.ok() ? *named : deps_.models->serving();
     const DecodeContext context{.limits = &deps_.limits,
-                                .catalog = &deps_.engine->catalog(),
-                                .model_name = deps_.model_name,
-                                .fingerprint = deps_.engine->fingerprint(),
+                                .catalog = &model->engine->catalog(),
                                 .now_ms = absl::ToUnixMillis(deps_.clock()),
                                 .broken = &broken};
     Violations faults;
     absl::Status decoded = Codec::Decode(*request, context, this, &rejections_, &faults);
     if (!faults.empty()) return faults.ToStatus();
+    if (!named.ok()) {
+      return absl::Status(named.status().code(),
+                          absl::StrCat(std::string(Codec::kModelField), ": ",
+                                       std::string(named.status().message())));
+    }
     if (decoded.ok()) {
       for (const std::string& rejection : rejections_) {
         if (!rejection.empty()) deps_.metrics->events_rejected->Increment();
@@ -93,7 +96,13 @@ class Call final : public grpc::ServerUnaryReactor, public Job {
   std::vector<std::string> rejections_;
 };
 
-struct RecordCodec {
+// For calls that cannot name a model.
+struct AnsweredByServing {
+  static constexpr std::string_view kModelField = "";
+  static std::string_view Model(const google::protobuf::Message&) { return ""; }
+};
+
+struct RecordCodec : AnsweredByServing {
   using Request = v1::RecordInteractionsRequest;
   using Response = v1::RecordInteractionsResponse;
   static constexpr Method kMethod = Method::kRecordInteractions;
@@ -105,7 +114,7 @@ struct RecordCodec {
     DecodeRecord(request, context, &job->record.emplace(), rejections, faults);
     return absl::OkStatus();
   }
-  static void Encode(const Job& job, const std::vector<std::string>& rejections, const Provenance&,
+  static void Encode(const Job& job, const std::vector<std::string>& rejections,
                      Response* response) {
     EncodeRecord(*job.record, rejections, response);
   }
@@ -116,15 +125,16 @@ struct RecommendCodec {
   using Response = v1::RecommendResponse;
   static constexpr Method kMethod = Method::kRecommend;
 
+  static constexpr std::string_view kModelField = "model";
+  static std::string_view Model(const Request& request) { return request.model(); }
   static absl::Status Decode(const Request& request, const DecodeContext& context, Job* job,
                              std::vector<std::string>*, Violations* faults) {
     CheckUserId(request.user_id(), context, faults);
     job->user_id = request.user_id();
     return DecodeRecommend(request, context, &job->recommend.emplace(), faults);
   }
-  static void Encode(const Job& job, const std::vector<std::string>&, const Provenance& provenance,
-                     Response* response) {
-    EncodeRecommend(*job.recommend, provenance, response);
+  static void Encode(const Job& job, const std::vector<std::string>&, Response* response) {
+    EncodeRecommend(*job.recommend, *job.model, response);
   }
 };
 
@@ -133,6 +143,8 @@ struct RecordAndRecommendCodec {
   using Response = v1::RecordAndRecommendResponse;
   static constexpr Method kMethod = Method::kRecordAndRecommend;
 
+  static constexpr std::string_view kModelField = "recommend.model";
+  static std::string_view Model(const Request& request) { return request.recommend().model(); }
   static absl::Status Decode(const Request& request, const DecodeContext& context, Job* job,
                              std::vector<std::string>* rejections, Violations* faults) {
     DecodeContext record = context;
@@ -150,13 +162,13 @@ struct RecordAndRecommendCodec {
     return DecodeRecommend(request.recommend(), recommend, &job->recommend.emplace(), faults);
   }
   static void Encode(const Job& job, const std::vector<std::string>& rejections,
-                     const Provenance& provenance, Response* response) {
+                     Response* response) {
     EncodeRecord(*job.record, rejections, response->mutable_record());
-    EncodeRecommend(*job.recommend, provenance, response->mutable_recommend());
+    EncodeRecommend(*job.recommend, *job.model, response->mutable_recommend());
   }
 };
 
-struct GetUserCodec {
+struct GetUserCodec : AnsweredByServing {
   using Request = v1::GetUserRequest;
   using Response = v1::GetUserResponse;
   static constexpr Method kMethod = Method::kGetUser;
@@ -167,13 +179,12 @@ struct GetUserCodec {
     DecodeGetUser(request, context, &job->get_user.emplace(), faults);
     return absl::OkStatus();
   }
-  static void Encode(const Job& job, const std::vector<std::string>&, const Provenance&,
-                     Response* response) {
+  static void Encode(const Job& job, const std::vector<std::string>&, Response* response) {
     EncodeUser(*job.get_user, response);
   }
 };
 
-struct DeleteUserCodec {
+struct DeleteUserCodec : AnsweredByServing {
   using Request = v1::DeleteUserRequest;
   using Response = v1::DeleteUserResponse;
   static constexpr Method kMethod = Method::kDeleteUser;
@@ -185,8 +196,7 @@ struct DeleteUserCodec {
     job->delete_user.emplace();
     return absl::OkStatus();
   }
-  static void Encode(const Job& job, const std::vector<std::string>&, const Provenance&,
-                     Response* response) {
+  static void Encode(const Job& job, const std::vector<std::string>&, Response* response) {
     response->set_events_removed(job.delete_user->removed.events);
     response->set_states_removed(job.delete_user->removed.states);
   }

@@ -3,10 +3,9 @@
 #define TIM4REC_SERVER_SERVICE_SERVICE_DEPS_H_
 
 #include <functional>
-#include <string>
 
 #include "absl/time/time.h"
-#include "model/engine/engine.h"
+#include "server/pipeline/models.h"
 #include "server/pipeline/pipeline.h"
 #include "server/service/codec.h"
 #include "server/telemetry/metrics.h"
@@ -15,11 +14,10 @@ namespace tim4rec {
 
 // All of it outlives the service.
 struct ServiceDeps {
-  const Engine* engine;
+  const Models* models;
   Pipeline* pipeline;
   Metrics* metrics;
   RequestLimits limits;
-  std::string model_name;
   std::function<absl::Time()> clock;  // any thread
 };
 

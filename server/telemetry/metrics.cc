@@ -66,6 +66,11 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
                       .Help("Requests waiting, by worker")
                       .Register(r);
 
+  model_info_ = &prometheus::BuildGauge()
+                     .Name("tim4rec_model_info")
+                     .Help("The model that serves; always 1")
+                     .Register(r);
+
   auto& events = CounterFamily(r, "tim4rec_events_total", "Recorded interactions by outcome");
   events_applied = &events.Add({{"outcome", "applied"}});
   events_duplicate = &events.Add({{"outcome", "duplicate"}});
@@ -99,6 +104,13 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
   stale_checkpoints = &CounterFamily(r, "tim4rec_stale_checkpoints_total",
                                      "Checkpoints that did not match the log and were not used")
                            .Add({});
+  promotions =
+      &CounterFamily(r, "tim4rec_model_promotions_total", "Models made the serving one").Add({});
+  states_refolded = &CounterFamily(r, "tim4rec_model_states_refolded_total",
+                                   "States folded for a model that is being promoted")
+                         .Add({});
+  states_to_refold = OneGauge(r, "tim4rec_model_states_to_refold",
+                              "States still to be folded for the model that is being promoted");
   corrupt_states = OneGauge(r, "tim4rec_corrupt_states",
                             "Checkpoints that failed a check of their envelope since start");
   resident_users = OneGauge(r, "tim4rec_resident_users", "States in memory");
@@ -139,15 +151,10 @@ prometheus::Gauge& Metrics::QueueDepth(int worker) {
 
 void Metrics::SetModel(const std::string& model, const std::string& fingerprint,
                        const std::string& variant, const std::string& backend) {
-  prometheus::BuildGauge()
-      .Name("tim4rec_model_info")
-      .Help("The model that serves; always 1")
-      .Register(*registry_)
-      .Add({{"model", model},
-            {"fingerprint", fingerprint},
-            {"variant", variant},
-            {"backend", backend}})
-      .Set(1);
+  if (model_ != nullptr) model_info_->Remove(model_);
+  model_ = &model_info_->Add(
+      {{"model", model}, {"fingerprint", fingerprint}, {"variant", variant}, {"backend", backend}});
+  model_->Set(1);
 }
 
 void Metrics::OnScrape(std::function<void()> update) { on_scrape_ = std::move(update); }

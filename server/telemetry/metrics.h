@@ -54,6 +54,7 @@ class Metrics {
   // One per worker, to be kept by it.
   prometheus::Gauge& QueueDepth(int worker);
 
+  // The model that serves from now on.
   void SetModel(const std::string& model, const std::string& fingerprint,
                 const std::string& variant, const std::string& backend);
 
@@ -69,6 +70,8 @@ class Metrics {
   std::array<std::array<std::atomic<prometheus::Counter*>, 17>, kMethods> requests_by_code_{};
   std::array<prometheus::Histogram*, kMethods> latency_;
   prometheus::Family<prometheus::Gauge>* queue_depth_;
+  prometheus::Family<prometheus::Gauge>* model_info_;
+  prometheus::Gauge* model_ = nullptr;  // in model_info_
   std::function<void()> on_scrape_;
 
  public:
@@ -95,6 +98,9 @@ class Metrics {
   prometheus::Counter* checkpoints;
   prometheus::Counter* evictions;
   prometheus::Counter* stale_checkpoints;
+  prometheus::Counter* promotions;
+  prometheus::Counter* states_refolded;
+  prometheus::Gauge* states_to_refold;
   prometheus::Gauge* corrupt_states;
   prometheus::Gauge* resident_users;
   prometheus::Gauge* ready;

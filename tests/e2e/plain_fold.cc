@@ -20,8 +20,10 @@ Lineage LineageOf(const UserLog& log, size_t events) {
   return lineage;
 }
 
-PlainFold::PlainFold()
-    : engine_(*Engine::Create(*ModelPackage::Open(kTinyModel), BuiltinBackends(), "cpu")) {}
+PlainFold::PlainFold() : PlainFold(kTinyModel) {}
+
+PlainFold::PlainFold(const std::string& package)
+    : engine_(*Engine::Create(*ModelPackage::Open(package), BuiltinBackends(), "cpu")) {}
 
 bool PlainFold::Knows(const Event& event) const {
   return engine_->catalog().Find(event.item_id).has_value();

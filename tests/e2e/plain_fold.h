@@ -1,4 +1,4 @@
-// What the tiny model makes of a user's events, computed in this process one after another: what a
+// What a model makes of a user's events, computed in this process one after another: what a
 // server must answer and store.
 #ifndef TIM4REC_TESTS_E2E_PLAIN_FOLD_H_
 #define TIM4REC_TESTS_E2E_PLAIN_FOLD_H_
@@ -24,7 +24,9 @@ Lineage LineageOf(const UserLog& log, size_t events);
 
 class PlainFold {
  public:
+  // The tiny model, or that of another package.
   PlainFold();
+  explicit PlainFold(const std::string& package);
 
   const std::string& fingerprint() const { return engine_->fingerprint(); }
   bool Knows(const Event& event) const;

@@ -28,8 +28,6 @@ class Codec : public testing::Test {
     catalog_ = *ItemCatalog::Create(std::move(items));
     context_.limits = &limits_;
     context_.catalog = &catalog_;
-    context_.model_name = "m";
-    context_.fingerprint = "00ff";
     context_.now_ms = kNow;
     context_.broken = &broken_;
   }
@@ -163,16 +161,6 @@ TEST_F(Codec, FaultyItemListsNameTheElement) {
   const std::string message(Recommend(request).message());
   EXPECT_THAT(message, HasSubstr("exclude_item_ids[1]: is empty"));
   EXPECT_THAT(message, HasSubstr("candidate_item_ids: has 4 ids (at most 3"));
-}
-
-TEST_F(Codec, OtherModelsAreNotFoundAndTheLoadedOneIsByEitherName) {
-  v1::RecommendRequest request;
-  request.set_model("m@00fe");
-  EXPECT_EQ(Recommend(request).code(), absl::StatusCode::kNotFound);
-  for (const char* name : {"m@00ff", "00ff"}) {
-    request.set_model(name);
-    EXPECT_TRUE(Recommend(request).ok()) << name;
-  }
 }
 
 TEST_F(Codec, ABatchCountsInteractionsOverAllUsersAndRejectsFaultyUsersWhole) {

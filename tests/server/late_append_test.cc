@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
-#include "model/backends/builtin.h"
 #include "tests/model/tiny_model.h"
 #include "tests/server/pipeline_fixture.h"
 
@@ -214,8 +213,8 @@ TEST_F(LateAppend, RandomTrafficOverRestartsEqualsThePlainLog) {
   };
   fold_all();
   pipeline_.reset();
-  engine_ =
-      *Engine::Create(*ModelPackage::FromContents(MakeTinyModel(8)), BuiltinBackends(), "cpu");
+  models_ = std::make_unique<Models>(NewModel("other", MakeTinyModel(8)));
+  engine_ = models_->serving()->engine;
   fold_all();
 }
 

@@ -8,6 +8,7 @@
 #include <iostream>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "model/backends/builtin.h"
 #include "tests/model/tiny_model.h"
 
@@ -29,8 +30,8 @@ PipelineTest::PipelineTest() {
   std::string pattern =
       (std::filesystem::temp_directory_path() / "tim4rec_pipeline_XXXXXX").string();
   dir_ = mkdtemp(pattern.data());
-  engine_ =
-      *Engine::Create(*ModelPackage::FromContents(MakeTinyModel(7)), BuiltinBackends(), "cpu");
+  models_ = std::make_unique<Models>(NewModel("m", MakeTinyModel(7)));
+  engine_ = models_->serving()->engine;
   RocksDbStoreOptions store_options;
   store_options.block_cache_bytes = 8 << 20;
   store_options.write_buffer_bytes = 4 << 20;
@@ -48,13 +49,22 @@ PipelineTest::~PipelineTest() {
   std::filesystem::remove_all(dir_, ignored);
 }
 
+ModelHandle PipelineTest::NewModel(const std::string& name, PackageContents contents) {
+  auto model = std::make_shared<LoadedModel>();
+  model->package = *ModelPackage::FromContents(std::move(contents));
+  model->version = absl::StrCat(name, "@", model->package->fingerprint());
+  model->loaded_at = absl::Now();
+  model->engine = *Engine::Create(model->package, BuiltinBackends(), "cpu");
+  return model;
+}
+
 void PipelineTest::Start() { Start(options_); }
 
 void PipelineTest::Start(PipelineOptions options) {
   pipeline_.reset();
   pipeline_ = std::make_unique<Pipeline>(
       options,
-      PipelineDeps{engine_.get(), log_.get(), store_.get(),
+      PipelineDeps{models_.get(), log_.get(), store_.get(),
                    [this](std::string_view user) { return store_->DeleteUser(user); }, &metrics_});
 }
 
@@ -138,17 +148,17 @@ std::vector<Event> PipelineTest::RandomEvents(int count, std::mt19937_64* random
   return events;
 }
 
-std::string PipelineTest::Folded(std::vector<Event> events) const {
+std::string PipelineTest::Folded(const Engine& engine, std::vector<Event> events) {
   std::sort(events.begin(), events.end(),
             [](const Event& a, const Event& b) { return PositionOf(a) < PositionOf(b); });
   std::vector<FoldEvent> fold;
   for (size_t i = 0; i < events.size(); ++i) {
     if (i > 0 && PositionOf(events[i]) == PositionOf(events[i - 1])) continue;
-    if (const auto item = engine_->catalog().Find(events[i].item_id)) {
+    if (const auto item = engine.catalog().Find(events[i].item_id)) {
       fold.push_back({*item, events[i].timestamp_ms});
     }
   }
-  Backend& backend = engine_->backend();
+  Backend& backend = engine.backend();
   const Slot slot = *backend.Allocate();
   const ::tim4rec::Run runs[] = {{slot, fold}};
   EXPECT_TRUE(backend.Advance(runs).ok());

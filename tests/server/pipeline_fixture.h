@@ -9,10 +9,12 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "model/engine/engine.h"
+#include "server/pipeline/models.h"
 #include "server/pipeline/pipeline.h"
 #include "store/rocksdb_store.h"
 
@@ -59,6 +61,9 @@ class PipelineTest : public testing::Test {
   PipelineTest();
   ~PipelineTest() override;
 
+  // A model of its own that is in no list yet, from contents.
+  static ModelHandle NewModel(const std::string& name, PackageContents contents);
+
   // (Re)starts the pipeline over the same store.
   void Start();
   void Start(PipelineOptions options);
@@ -80,7 +85,10 @@ class PipelineTest : public testing::Test {
   std::vector<Event> RandomEvents(int count, std::mt19937_64* random) const;
 
   // The state record that folding the events in order of the log from zero gives, all in one run.
-  std::string Folded(std::vector<Event> events) const;
+  std::string Folded(std::vector<Event> events) const {
+    return Folded(*engine_, std::move(events));
+  }
+  static std::string Folded(const Engine& engine, std::vector<Event> events);
   // The state record that a model gives after folding these one by one.
   static std::string FoldedOneByOne(const Engine& engine, const std::vector<FoldEvent>& events);
   // The user's checkpoint; the pipeline must have written it.
@@ -89,7 +97,8 @@ class PipelineTest : public testing::Test {
   static constexpr int64_t kNow = 1'700'000'000'000;
 
   std::string dir_;
-  std::unique_ptr<Engine> engine_;
+  std::shared_ptr<const Engine> engine_;  // of the model that serves at the start
+  std::unique_ptr<Models> models_;
   std::unique_ptr<RocksDbStore> store_;
   std::unique_ptr<FaultyLog> log_;
   Metrics metrics_;

@@ -57,7 +57,7 @@ class Streams : public PipelineTest {
     Stop();
     Start();
     service_ = std::make_unique<RecommenderService>(
-        ServiceDeps{engine_.get(), pipeline_.get(), &metrics_, limits, "m", [this] {
+        ServiceDeps{models_.get(), pipeline_.get(), &metrics_, limits, [this] {
                       ++decoded_;
                       return absl::FromUnixMillis(kNow);
                     }});

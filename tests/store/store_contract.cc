@@ -236,6 +236,29 @@ TEST_P(StoreContract, KeepsAStatePerUserAndModel) {
   EXPECT_THAT(ReadAll(log(), "u"), IsEmpty());
 }
 
+TEST_P(StoreContract, DeletesTheStatesOfOneModel) {
+  const StateRecord record = SomeState(1, "x");
+  std::vector<std::string> users;
+  for (int u = 0; u < 2500; ++u) users.push_back("user" + std::to_string(u));
+  for (const std::string& user : users) {
+    ASSERT_TRUE(AppendTo(log(), user, {{"a", 1, ""}}).ok());
+    const UserState put[] = {{user, kFingerprintA, &record}, {user, kFingerprintB, &record}};
+    ASSERT_TRUE(states().Put(put).ok());
+  }
+  ASSERT_TRUE(states().DeleteStates(kFingerprintA).ok());
+  for (int round = 0; round < 2; ++round) {
+    for (const std::string& user : users) {
+      const auto deleted = states().Get(user, kFingerprintA);
+      ASSERT_TRUE(deleted.ok() && !deleted->has_value()) << user;
+      const auto kept = states().Get(user, kFingerprintB);
+      ASSERT_TRUE(kept.ok() && kept->has_value()) << user;
+    }
+    EXPECT_THAT(Items(ReadAll(log(), users[0])), ElementsAre("a"));
+    under_test_->Reopen();
+  }
+  EXPECT_EQ(states().DeleteStates("00").code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST_P(StoreContract, RefusesMalformedFingerprints) {
   const StateRecord record = SomeState(1, "x");
   for (const std::string fingerprint :
