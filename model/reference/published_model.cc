@@ -6,7 +6,7 @@ using torch::indexing::None;
 using torch::indexing::Slice;
 
 WindowFunctionImpl::WindowFunctionImpl(int64_t window, int64_t out, bool two_layers, double dropout)
-    : dropout_(register_module("0", torch::nn::Dropout(dropout))),
+    : dropout_(register_module("0", Dropout(dropout))),
       first_(register_module("1", torch::nn::Linear(window, two_layers ? window : out))) {
   if (two_layers) second_ = register_module("3", torch::nn::Linear(window, out));
 }
@@ -29,12 +29,14 @@ PublishedSsdImpl::PublishedSsdImpl(const ModelConfig& config) : SsdBlock(config)
   time_layer_norm_ = register_module("time_layer_norm", MakeLayerNorm(window, config.norm_eps));
 }
 
-TimedOutput PublishedSsdImpl::forward(const torch::Tensor& x, const torch::Tensor& tau) {
-  if (!config_.is_time) return {Mix(x, {}, {}), {}};
+TimedOutput PublishedSsdImpl::forward(const torch::Tensor& x, const torch::Tensor& tau,
+                                      const torch::Tensor& last) {
+  if (!config_.is_time) return {Mix(x, {}, {}, last), {}};
   const auto scaled = (tau * mlp4time_scale_(tau)).transpose(1, 2);  // [B,L,H]
   const auto r = Activate(CausalConv(conv1d4time_2_, Activate(CausalConv(conv1d4time_1_, scaled))));
   const auto gate = torch::sigmoid(time_gate_residual_(tau));  // [B,H,1] or [B,H,L]
-  return {Mix(x, r, {}), time_layer_norm_(gate * tau + (1 - gate) * r.transpose(1, 2))};
+  return {Mix(x, r.slice(1, 0, x.size(1)), {}, last),
+          time_layer_norm_(gate * tau + (1 - gate) * r.transpose(1, 2))};
 }
 
 PublishedLayerImpl::PublishedLayerImpl(const ModelConfig& config)
@@ -42,9 +44,10 @@ PublishedLayerImpl::PublishedLayerImpl(const ModelConfig& config)
   RegisterTail(config);
 }
 
-TimedOutput PublishedLayerImpl::forward(const torch::Tensor& x, const torch::Tensor& tau) {
-  const TimedOutput mixed = ssd_(x, tau);
-  return {Finish(mixed.hidden, x), mixed.time};
+TimedOutput PublishedLayerImpl::forward(const torch::Tensor& x, const torch::Tensor& tau,
+                                        const torch::Tensor& last) {
+  const TimedOutput mixed = ssd_(x, tau, last);
+  return {Finish(mixed.hidden, last.defined() ? AtLast(x, last) : x), mixed.time};
 }
 
 PublishedModelImpl::PublishedModelImpl(const ModelConfig& config) : config_(config) {
@@ -58,7 +61,7 @@ PublishedModelImpl::PublishedModelImpl(const ModelConfig& config) : config_(conf
     layer_norm_time_ = register_module("layer_norm_time",
                                        MakeLayerNorm(config.max_item_list_length, config.norm_eps));
   }
-  dropout_ = register_module("dropout", torch::nn::Dropout(config.dropout_prob));
+  dropout_ = register_module("dropout", Dropout(config.dropout_prob));
   auto list = register_module("ssd_layers", torch::nn::ModuleList());
   for (int64_t i = 0; i < config.num_layers; ++i) {
     layers_.push_back(PublishedLayer(config));
@@ -78,12 +81,13 @@ torch::Tensor PublishedModelImpl::InitialTime(const torch::Tensor& seconds) {
   return tau.unsqueeze(1).expand({-1, config_.num_heads(), -1});
 }
 
-torch::Tensor PublishedModelImpl::forward(const torch::Tensor& items, const torch::Tensor& seconds,
-                                          std::vector<TimedOutput>* layers) {
+torch::Tensor PublishedModelImpl::Run(const torch::Tensor& items, const torch::Tensor& seconds,
+                                      const torch::Tensor& last, std::vector<TimedOutput>* layers) {
   TimedOutput out = {in_layer_norm_(dropout_(item_embedding_(items))), {}};
   if (config_.is_time) out.time = InitialTime(seconds);
-  for (auto& layer : layers_) {
-    out = layer(out.hidden, out.time);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    // Only the last layer's outputs are read out.
+    out = layers_[i](out.hidden, out.time, i + 1 == layers_.size() ? last : torch::Tensor());
     if (layers != nullptr) layers->push_back(out);
   }
   return out.hidden;

@@ -20,7 +20,7 @@ SasrecLayerImpl::SasrecLayerImpl(const SasrecConfig& config) : heads_(config.num
   fc1_ = register_module("fc1", torch::nn::Linear(width, 4 * width));
   fc2_ = register_module("fc2", torch::nn::Linear(4 * width, width));
   ffn_norm_ = register_module("ffn_norm", MakeNorm(width));
-  dropout_ = register_module("dropout", torch::nn::Dropout(config.dropout_prob));
+  dropout_ = register_module("dropout", Dropout(config.dropout_prob));
 }
 
 torch::Tensor SasrecLayerImpl::forward(const torch::Tensor& x, const torch::Tensor& future) {
@@ -47,7 +47,7 @@ SasrecModelImpl::SasrecModelImpl(const SasrecConfig& config) : config_(config) {
   position_embedding_ = register_module(
       "position_embedding", torch::nn::Embedding(config.max_length, config.hidden_size));
   layer_norm_ = register_module("layer_norm", MakeNorm(config.hidden_size));
-  dropout_ = register_module("dropout", torch::nn::Dropout(config.dropout_prob));
+  dropout_ = register_module("dropout", Dropout(config.dropout_prob));
   auto list = register_module("layers", torch::nn::ModuleList());
   for (int64_t i = 0; i < config.num_layers; ++i) {
     layers_.push_back(SasrecLayer(config));

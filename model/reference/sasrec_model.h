@@ -7,6 +7,8 @@
 
 #include <vector>
 
+#include "model/reference/dropout.h"
+
 namespace tim4rec {
 
 struct SasrecConfig {
@@ -32,7 +34,7 @@ class SasrecLayerImpl : public torch::nn::Module {
   torch::nn::Linear fc2_{nullptr};
   torch::nn::LayerNorm attention_norm_{nullptr};
   torch::nn::LayerNorm ffn_norm_{nullptr};
-  torch::nn::Dropout dropout_{nullptr};
+  Dropout dropout_{nullptr};
 };
 TORCH_MODULE(SasrecLayer);
 
@@ -53,7 +55,7 @@ class SasrecModelImpl : public torch::nn::Module {
   torch::nn::Embedding item_embedding_{nullptr};
   torch::nn::Embedding position_embedding_{nullptr};
   torch::nn::LayerNorm layer_norm_{nullptr};
-  torch::nn::Dropout dropout_{nullptr};
+  Dropout dropout_{nullptr};
   std::vector<SasrecLayer> layers_;
 };
 TORCH_MODULE(SasrecModel);

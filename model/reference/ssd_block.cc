@@ -22,6 +22,24 @@ class NormWeight : public torch::nn::Module {
   torch::Tensor weight;
 };
 
+// exp(sums_i - sums_j) for i >= j, else 0: [...,Q] in float64 -> [...,Q,Q] in `dtype`. Differences
+// are taken in float64, so that that of two large sums keeps the digits of a small one. Of all that
+// a backward pass could need, only the result is kept.
+class DecayMask : public torch::autograd::Function<DecayMask> {
+ public:
+  static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& sums,
+                               torch::ScalarType dtype) {
+    auto mask = (sums.unsqueeze(-1) - sums.unsqueeze(-2)).to(dtype).exp_().tril_();
+    context->save_for_backward({mask});
+    return mask;
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    const auto through = gradients[0] * context->get_saved_variables()[0];
+    return {(through.sum(-1) - through.sum(-2)).to(torch::kFloat64), torch::Tensor()};
+  }
+};
+
 }  // namespace
 
 torch::nn::LayerNorm MakeLayerNorm(int64_t size, double eps) {
@@ -50,17 +68,11 @@ torch::Tensor MaskedSsd(const torch::Tensor& x, const torch::Tensor& delta,
   const auto written = cut(x * delta.unsqueeze(-1), {heads, width}).transpose(2, 3);  // [.,H,Q,P]
   const auto bs = cut(b, {states}).unsqueeze(2);                                      // [.,1,Q,N]
   const auto cs = cut(c, {states}).unsqueeze(2);
-  // Sums in float64, so that the difference of two large sums keeps the digits of a small one.
   const auto sums =
       cut(log_decay, {heads}).transpose(2, 3).to(torch::kFloat64).cumsum(-1);  // [.,H,Q]
   const auto dtype = x.scalar_type();
 
-  const auto future =
-      torch::ones({chunk, chunk}, torch::TensorOptions(torch::kBool).device(x.device())).triu(1);
-  const auto mask = (sums.unsqueeze(-1) - sums.unsqueeze(-2))
-                        .masked_fill(future, -std::numeric_limits<double>::infinity())
-                        .to(dtype)
-                        .exp();
+  const auto mask = DecayMask::apply(sums, dtype);
   auto y = (mask * cs.matmul(bs.transpose(-1, -2))).matmul(written);  // [B,chunks,H,Q,P]
   if (chunks > 1) {
     const auto last = sums.index({"...", Slice(-1, None)});
@@ -77,6 +89,24 @@ torch::Tensor MaskedSsd(const torch::Tensor& x, const torch::Tensor& delta,
     y = y + torch::stack(carried, 1);
   }
   return y.transpose(2, 3).reshape({batch, chunks * chunk, heads, width}).slice(1, 0, length);
+}
+
+torch::Tensor AtLast(const torch::Tensor& x, const torch::Tensor& last) {
+  const auto rows = torch::arange(x.size(0), last.options()) * x.size(1) + last;
+  return x.flatten(0, 1).index_select(0, rows).unsqueeze(1);
+}
+
+torch::Tensor LastSsd(const torch::Tensor& x, const torch::Tensor& delta,
+                      const torch::Tensor& log_decay, const torch::Tensor& b,
+                      const torch::Tensor& c, const torch::Tensor& last) {
+  const auto sums = log_decay.to(torch::kFloat64).cumsum(1);  // [B,L,H]
+  const auto later = torch::arange(x.size(1), last.options()) > last.unsqueeze(1);
+  const auto decay = (AtLast(sums, last) - sums)
+                         .masked_fill(later.unsqueeze(-1), -std::numeric_limits<double>::infinity())
+                         .to(x.scalar_type())
+                         .exp();
+  const auto read = (b * c.unsqueeze(1)).sum(-1, /*keepdim=*/true);  // [B,L,1]
+  return (x * (decay * read * delta).unsqueeze(-1)).sum(1);
 }
 
 SsdBlock::SsdBlock(const ModelConfig& config, double hippo_length) : config_(config) {
@@ -112,20 +142,28 @@ torch::Tensor SsdBlock::CausalConv(const torch::nn::Conv1d& conv, const torch::T
 }
 
 torch::Tensor SsdBlock::Mix(const torch::Tensor& x, const torch::Tensor& write,
-                            const torch::Tensor& decay) {
+                            const torch::Tensor& decay, const torch::Tensor& last) {
   const int64_t inner = config_.inner_size(), heads = config_.num_heads();
   const int64_t states = config_.d_state;
-  const auto parts = in_proj_(x).split_with_sizes({inner, config_.conv_size(), heads}, -1);
-  const auto& z = parts[0];
+  const auto out = [&](const torch::Tensor& t) { return last.defined() ? AtLast(t, last) : t; };
+  // z is needed where there is an output, the rest everywhere.
+  const auto weight = in_proj_->weight.split_with_sizes({inner, config_.conv_size() + heads}, 0);
+  const auto bias = in_proj_->bias.split_with_sizes({inner, config_.conv_size() + heads}, 0);
+  const auto z = F::linear(out(x), weight[0], bias[0]);
+  const auto parts =
+      F::linear(x, weight[1], bias[1]).split_with_sizes({config_.conv_size(), heads}, -1);
   const auto xbc =
-      Activate(CausalConv(conv1d_, parts[1])).split_with_sizes({inner, states, states}, -1);
-  const auto dt = write.defined() ? parts[2] * write : parts[2];
+      Activate(CausalConv(conv1d_, parts[0])).split_with_sizes({inner, states, states}, -1);
+  const auto dt = write.defined() ? parts[1] * write : parts[1];
   const auto delta = torch::softplus(dt + dt_bias_);
   auto log_decay = -torch::exp(a_log_) * delta;
   if (decay.defined()) log_decay = log_decay - decay;
   const auto heads_x = xbc[0].reshape({x.size(0), x.size(1), heads, config_.head_dim});
-  const auto read = MaskedSsd(heads_x, delta, log_decay, xbc[1], xbc[2]);
-  auto y = (read + d_.unsqueeze(-1) * heads_x).reshape({x.size(0), x.size(1), inner});
+  const auto read = last.defined() ? LastSsd(heads_x, delta, log_decay, xbc[1],
+                                             AtLast(xbc[2], last).squeeze(1), last)
+                                         .unsqueeze(1)
+                                   : MaskedSsd(heads_x, delta, log_decay, xbc[1], xbc[2]);
+  auto y = (read + d_.unsqueeze(-1) * out(heads_x)).reshape({x.size(0), -1, inner});
   y = y * torch::silu(z);
   y = y * torch::rsqrt(y.pow(2).mean(-1, /*keepdim=*/true) + config_.norm_eps) * norm_weight_;
   return out_proj_(y);
@@ -135,7 +173,7 @@ FeedForwardImpl::FeedForwardImpl(const ModelConfig& config)
     : fc1_(register_module("fc1", torch::nn::Linear(config.hidden_size, config.ffn_size()))),
       fc2_(register_module("fc2", torch::nn::Linear(config.ffn_size(), config.hidden_size))),
       layer_norm_(register_module("layer_norm", MakeLayerNorm(config.hidden_size, kFfnNormEps))),
-      dropout_(register_module("dropout", torch::nn::Dropout(config.dropout_prob))) {}
+      dropout_(register_module("dropout", Dropout(config.dropout_prob))) {}
 
 torch::Tensor FeedForwardImpl::forward(const torch::Tensor& x) {
   return layer_norm_(dropout_(fc2_(dropout_(torch::hardswish(fc1_(x))))) + x);
@@ -143,7 +181,7 @@ torch::Tensor FeedForwardImpl::forward(const torch::Tensor& x) {
 
 void ResidualLayer::RegisterTail(const ModelConfig& config) {
   layer_norm_ = register_module("layer_norm", MakeLayerNorm(config.hidden_size, config.norm_eps));
-  dropout_ = register_module("dropout", torch::nn::Dropout(config.dropout_prob));
+  dropout_ = register_module("dropout", Dropout(config.dropout_prob));
   if (config.is_ffn) ffn_ = register_module("ffn", FeedForward(config));
 }
 

@@ -7,6 +7,7 @@
 #include <torch/torch.h>
 
 #include "model/config/config.h"
+#include "model/reference/dropout.h"
 
 namespace tim4rec {
 
@@ -21,6 +22,15 @@ torch::Tensor MaskedSsd(const torch::Tensor& x, const torch::Tensor& delta,
                         const torch::Tensor& log_decay, const torch::Tensor& b,
                         const torch::Tensor& c, int64_t chunk = 64);
 
+// y of MaskedSsd at one position of each row alone: last int64 [B], c [B,N] of those positions ->
+// [B,H,P]. What comes after a position is not read.
+torch::Tensor LastSsd(const torch::Tensor& x, const torch::Tensor& delta,
+                      const torch::Tensor& log_decay, const torch::Tensor& b,
+                      const torch::Tensor& c, const torch::Tensor& last);
+
+// x [B,L,...] at the positions last [B] -> [B,1,...].
+torch::Tensor AtLast(const torch::Tensor& x, const torch::Tensor& last);
+
 // The state-space block: S_t = exp(A Delta_t - lambda_t) S_{t-1} + Delta_t x_t (outer) B_t,
 // y_t = S_t C_t + D x_t. A time path, added by who derives from it, enters through Mix.
 class SsdBlock : public torch::nn::Module {
@@ -32,8 +42,10 @@ class SsdBlock : public torch::nn::Module {
   explicit SsdBlock(const ModelConfig& config, double hippo_length = 0);
 
   // x [B,L,D] -> [B,L,D]. `write` [B,L,H], if defined, multiplies dt before Delta is taken of it;
-  // `decay` [B,L,H], if defined, is lambda.
-  torch::Tensor Mix(const torch::Tensor& x, const torch::Tensor& write, const torch::Tensor& decay);
+  // `decay` [B,L,H], if defined, is lambda. With `last` int64 [B], the output at these positions
+  // alone: [B,1,D], for much less than all of them cost.
+  torch::Tensor Mix(const torch::Tensor& x, const torch::Tensor& write, const torch::Tensor& decay,
+                    const torch::Tensor& last = {});
   torch::Tensor Activate(const torch::Tensor& x) const;
   // Depthwise causal convolution of x [B,L,C]; before the first event there are zeros.
   torch::Tensor CausalConv(const torch::nn::Conv1d& conv, const torch::Tensor& x) const;
@@ -59,7 +71,7 @@ class FeedForwardImpl : public torch::nn::Module {
   torch::nn::Linear fc1_{nullptr};
   torch::nn::Linear fc2_{nullptr};
   torch::nn::LayerNorm layer_norm_{nullptr};
-  torch::nn::Dropout dropout_{nullptr};
+  Dropout dropout_{nullptr};
 };
 TORCH_MODULE(FeedForward);
 
@@ -75,7 +87,7 @@ class ResidualLayer : public torch::nn::Module {
  private:
   const bool residual_;
   torch::nn::LayerNorm layer_norm_{nullptr};
-  torch::nn::Dropout dropout_{nullptr};
+  Dropout dropout_{nullptr};
   FeedForward ffn_{nullptr};  // is_ffn
 };
 

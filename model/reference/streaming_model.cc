@@ -57,7 +57,7 @@ StreamingModelImpl::StreamingModelImpl(const ModelConfig& config, const Streamin
           torch::nn::EmbeddingOptions(config.n_items, config.hidden_size).padding_idx(0)));
   in_layer_norm_ =
       register_module("in_layer_norm", MakeLayerNorm(config.hidden_size, config.norm_eps));
-  dropout_ = register_module("dropout", torch::nn::Dropout(config.dropout_prob));
+  dropout_ = register_module("dropout", Dropout(config.dropout_prob));
   auto list = register_module("ssd_layers", torch::nn::ModuleList());
   for (int64_t i = 0; i < config.num_layers; ++i) {
     layers_.push_back(SsdLayer(config, init));

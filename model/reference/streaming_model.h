@@ -87,7 +87,7 @@ class StreamingModelImpl : public torch::nn::Module {
   const ModelConfig config_;
   torch::nn::Embedding item_embedding_{nullptr};
   torch::nn::LayerNorm in_layer_norm_{nullptr};
-  torch::nn::Dropout dropout_{nullptr};
+  Dropout dropout_{nullptr};
   std::vector<SsdLayer> layers_;
   TimeFunction query_gate_{nullptr};  // time_query
 };

@@ -86,12 +86,13 @@ class Published : public HeldModel<PublishedModel> {
  public:
   using HeldModel::HeldModel;
   torch::Tensor Queries(const BatchTensors& batch) override {
+    if (batch.last.defined()) return model_->LastOutputs(batch.items, batch.seconds, batch.last);
     return AtPositions(model_->forward(batch.items, batch.seconds), batch);
   }
   // With time an output depends on the whole padded window, later events included.
   BatchShape batch_shape() const override {
     if (!model_->config().is_time) return {};
-    return {.last_only = true, .padded_length = model_->config().max_item_list_length};
+    return {.last_only = true, .window = model_->config().max_item_list_length};
   }
 };
 
@@ -108,13 +109,14 @@ class Sasrec : public HeldModel<SasrecModel> {
 BatchTensors MakeBatchTensors(const Dataset& data, const Batch& batch, const BatchShape& shape,
                               int64_t max_gap_ms) {
   const int64_t rows = static_cast<int64_t>(batch.size());
-  int64_t length = shape.padded_length;
+  int64_t length = 0;
   for (const Window& window : batch) length = std::max<int64_t>(length, window.size());
   BatchTensors tensors;
   tensors.items = torch::zeros({rows, length}, torch::kInt64);
   tensors.gaps_ms = torch::zeros({rows, length});
-  tensors.seconds = torch::zeros({rows, length}, torch::kFloat64);
-  std::vector<int64_t> positions, targets;
+  const int64_t seconds_length = std::max(length, shape.window);
+  tensors.seconds = torch::zeros({rows, seconds_length}, torch::kFloat64);
+  std::vector<int64_t> last, positions, targets;
   std::vector<float> query_gaps;
   std::vector<int64_t> query_ms;
   int64_t* items = tensors.items.data_ptr<int64_t>();
@@ -127,14 +129,17 @@ BatchTensors MakeBatchTensors(const Dataset& data, const Batch& batch, const Bat
       const int64_t position = row * length + (i - window.begin);
       items[position] = history.items[i];
       gaps[position] = static_cast<float>(GapBefore(history, i, max_gap_ms));
-      seconds[position] = static_cast<double>(history.timestamps_ms[i]) / 1000;
+      seconds[row * seconds_length + (i - window.begin)] =
+          static_cast<double>(history.timestamps_ms[i]) / 1000;
       if (shape.last_only && i + 1 < window.end) continue;
+      last.push_back(i - window.begin);
       positions.push_back(position);
       targets.push_back(history.items[i + 1]);
       query_gaps.push_back(static_cast<float>(GapBefore(history, i + 1, max_gap_ms)));
       query_ms.push_back(history.timestamps_ms[i + 1]);
     }
   }
+  if (shape.last_only) tensors.last = torch::tensor(last);
   tensors.positions = torch::tensor(positions);
   tensors.targets = torch::tensor(targets);
   tensors.query_gaps = torch::tensor(query_gaps);

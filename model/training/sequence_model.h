@@ -21,7 +21,8 @@ namespace tim4rec {
 struct BatchTensors {
   torch::Tensor items;       // int64 [B,L]
   torch::Tensor gaps_ms;     // [B,L], before each event, clamped
-  torch::Tensor seconds;     // float64 [B,L], since 1970
+  torch::Tensor seconds;     // float64 [B,L], since 1970; of last_only [B,window]
+  torch::Tensor last;        // int64 [B], where it is predicted in each window; of last_only alone
   torch::Tensor positions;   // int64 [T], where it is predicted, into the flattened [B*L]
   torch::Tensor targets;     // int64 [T]
   torch::Tensor query_gaps;  // [T], from the position to its target, clamped
@@ -32,7 +33,7 @@ struct BatchTensors {
 struct BatchShape {
   // Each window predicts once, after its last event; otherwise after each of its events.
   bool last_only = false;
-  int64_t padded_length = 0;  // 0: that of the batch's longest window
+  int64_t window = 0;  // least length of `seconds`
 };
 
 BatchTensors MakeBatchTensors(const Dataset& data, const Batch& batch, const BatchShape& shape,

@@ -68,7 +68,7 @@ class Trainer {
 
   std::vector<Batch> EpochBatches(const BatchShape& shape) {
     if (shape.last_only) {
-      return MakePrefixBatches(data_, shape.padded_length, options_.batch_windows, &rng_);
+      return MakePrefixBatches(data_, shape.window, options_.batch_windows, &rng_);
     }
     return MakeBatches(data_, options_.max_length, options_.batch_events, &rng_);
   }

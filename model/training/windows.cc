@@ -48,31 +48,43 @@ double Quantile(const std::vector<double>& sorted, double probability) {
   return sorted[static_cast<size_t>(probability * static_cast<double>(sorted.size() - 1))];
 }
 
-}  // namespace
-
-std::vector<Batch> MakeBatches(const Dataset& data, int64_t max_length, int64_t batch_events,
-                               std::mt19937_64* rng) {
-  const std::vector<Window> windows = CutWindows(data, max_length, rng);
-  // Lengths are blurred by up to a tenth, so that a window meets others in each epoch.
+// Shortest first, with lengths blurred by up to a tenth, so that a window meets others in each
+// epoch.
+std::vector<Window> ByLength(const std::vector<Window>& windows, std::mt19937_64* rng) {
   std::vector<std::pair<double, size_t>> order;
   order.reserve(windows.size());
   for (size_t i = 0; i < windows.size(); ++i) {
     order.emplace_back(windows[i].size() * (1 + 1e-4 * static_cast<double>(Below(1000, rng))), i);
   }
   std::sort(order.begin(), order.end());
+  std::vector<Window> sorted;
+  sorted.reserve(windows.size());
+  for (const auto& [length, i] : order) sorted.push_back(windows[i]);
+  return sorted;
+}
 
+void Shuffle(std::vector<Batch>* batches, std::mt19937_64* rng) {
+  for (size_t i = batches->size(); i > 1; --i) {
+    std::swap((*batches)[i - 1], (*batches)[Below(i, rng)]);
+  }
+}
+
+}  // namespace
+
+std::vector<Batch> MakeBatches(const Dataset& data, int64_t max_length, int64_t batch_events,
+                               std::mt19937_64* rng) {
   std::vector<Batch> batches;
   int64_t longest = 0;
-  for (const auto& [length, i] : order) {
-    longest = std::max<int64_t>(longest, windows[i].size());
+  for (const Window& window : ByLength(CutWindows(data, max_length, rng), rng)) {
+    longest = std::max<int64_t>(longest, window.size());
     if (batches.empty() ||
         longest * static_cast<int64_t>(batches.back().size() + 1) > batch_events) {
       batches.emplace_back();
-      longest = windows[i].size();
+      longest = window.size();
     }
-    batches.back().push_back(windows[i]);
+    batches.back().push_back(window);
   }
-  for (size_t i = batches.size(); i > 1; --i) std::swap(batches[i - 1], batches[Below(i, rng)]);
+  Shuffle(&batches, rng);
   return batches;
 }
 
@@ -86,12 +98,13 @@ std::vector<Batch> MakePrefixBatches(const Dataset& data, int64_t max_length, in
                          static_cast<int32_t>(end)});
     }
   }
-  for (size_t i = windows.size(); i > 1; --i) std::swap(windows[i - 1], windows[Below(i, rng)]);
+  windows = ByLength(windows, rng);
   std::vector<Batch> batches;
   for (size_t begin = 0; begin < windows.size(); begin += batch_windows) {
     const size_t end = std::min<size_t>(windows.size(), begin + batch_windows);
     batches.emplace_back(windows.begin() + begin, windows.begin() + end);
   }
+  Shuffle(&batches, rng);
   return batches;
 }
 

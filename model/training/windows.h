@@ -30,7 +30,8 @@ std::vector<Batch> MakeBatches(const Dataset& data, int64_t max_length, int64_t 
                                std::mt19937_64* rng);
 
 // The same for models that predict once per window, after its last event: a window for every such
-// target, of the last `max_length` events before it, in random order, `batch_windows` to a batch.
+// target, of the last `max_length` events before it, `batch_windows` of similar length to a batch,
+// in random order.
 std::vector<Batch> MakePrefixBatches(const Dataset& data, int64_t max_length, int64_t batch_windows,
                                      std::mt19937_64* rng);
 

@@ -74,6 +74,40 @@ TEST(MaskedSsd, EqualsTheRecurrence) {
   EXPECT_LT((floats - expected).abs().max().item<double>(), 1e-4);
 }
 
+TEST(MaskedSsd, HasTheGradientsOfTheRecurrence) {
+  torch::manual_seed(2);
+  const auto options = torch::TensorOptions(torch::kFloat64).requires_grad(true);
+  const int64_t batch = 2, length = 11, heads = 3, width = 4, states = 5;
+  const std::vector<torch::Tensor> inputs = {torch::randn({batch, length, heads, width}, options),
+                                             torch::rand({batch, length, heads}, options),
+                                             torch::rand({batch, length, heads}, options),
+                                             torch::randn({batch, length, states}, options),
+                                             torch::randn({batch, length, states}, options)};
+  const auto recurrence = [&] {
+    auto state = torch::zeros({batch, heads, width, states}, torch::kFloat64);
+    std::vector<torch::Tensor> rows;
+    for (int64_t t = 0; t < length; ++t) {
+      const auto written =
+          (inputs[0].select(1, t) * inputs[1].select(1, t).unsqueeze(-1)).unsqueeze(-1) *
+          inputs[3].select(1, t).view({batch, 1, 1, states});
+      state = state * inputs[2].select(1, t).neg().exp().view({batch, heads, 1, 1}) + written;
+      rows.push_back((state * inputs[4].select(1, t).view({batch, 1, 1, states})).sum(-1));
+    }
+    return torch::stack(rows, 1);
+  };
+  const auto expected_y = recurrence();
+  const auto weights = torch::randn_like(expected_y);
+  const auto expected = torch::autograd::grad({expected_y}, inputs, {weights});
+  for (const int64_t chunk : {4, 11}) {
+    const auto y = MaskedSsd(inputs[0], inputs[1], -inputs[2], inputs[3], inputs[4], chunk);
+    const auto actual = torch::autograd::grad({y}, inputs, {weights});
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      EXPECT_LT((actual[i] - expected[i]).abs().max().item<double>(), 1e-10)
+          << "chunk " << chunk << ", input " << i;
+    }
+  }
+}
+
 TEST(Reference, EqualsTheFormulas) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
     const ModelConfig config = RandomStreamingConfig(seed);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <map>
 #include <random>
 #include <set>
@@ -12,6 +13,8 @@
 
 #include "model/backends/builtin.h"
 #include "model/evaluation/evaluator.h"
+#include "model/reference/dropout.h"
+#include "model/reference/published_model.h"
 #include "model/reference/sasrec_model.h"
 #include "model/training/export.h"
 #include "model/training/sequence_model.h"
@@ -205,6 +208,67 @@ TEST(Sasrec, IsCausal) {
                   .allclose(model->forward(padded).slice(1, 0, 7), 1e-4, 1e-5));
 }
 
+TEST(PublishedModel, LastOutputsAreThoseOfAllPositions) {
+  torch::manual_seed(kSeed);
+  for (const bool is_time : {true, false}) {
+    ModelConfig config;
+    config.variant = Variant::kPublished;
+    config.n_items = 30;
+    config.hidden_size = 16;
+    config.head_dim = 8;
+    config.is_time = is_time;
+    config.max_item_list_length = 12;
+    PublishedModel model(config);
+    model->to(torch::kFloat64);
+    model->eval();
+    const auto items = torch::randint(1, 30, {5, 9}, torch::kInt64);
+    const auto last = torch::tensor({8, 0, 3, 8, 5}, torch::kInt64);
+    auto whole = torch::zeros({5, 12}, torch::kInt64);
+    auto seconds = torch::zeros({5, 12}, torch::kFloat64);
+    for (int64_t row = 0; row < 5; ++row) {
+      for (int64_t i = 0; i <= last[row].item<int64_t>(); ++i) {
+        whole[row][i] = items[row][i];
+        seconds[row][i] = 1.6e9 + 1e5 * static_cast<double>(i * i);
+      }
+    }
+    const auto all = model->forward(whole, seconds);
+    const auto expected = AtLast(all, last).squeeze(1);
+    const auto actual = model->LastOutputs(whole.slice(1, 0, 9), seconds, last);
+    EXPECT_TRUE(torch::allclose(actual, expected, 1e-10, 1e-12)) << is_time;
+    // Gradients too.
+    const auto weights = torch::randn_like(expected);
+    const auto parameters = model->parameters();
+    const auto gradients = [&](const torch::Tensor& outputs) {
+      return torch::autograd::grad({outputs}, parameters, {weights}, c10::nullopt,
+                                   /*create_graph=*/false, /*allow_unused=*/true);
+    };
+    const auto of_all = gradients(expected), of_last = gradients(actual);
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      ASSERT_EQ(of_last[i].defined(), of_all[i].defined()) << "parameter " << i;
+      if (!of_all[i].defined()) continue;  // the last layer's part of the next one's time
+      EXPECT_TRUE(torch::allclose(of_last[i], of_all[i], 1e-8, 1e-10)) << "parameter " << i;
+    }
+  }
+}
+
+TEST(Dropout, KeepsTheExpectedValueAndRepeats) {
+  Dropout dropout(0.3);
+  const auto x = torch::full({1001, 77}, 2.0, torch::requires_grad());
+  torch::manual_seed(kSeed);
+  const auto first = dropout(x);
+  const auto dropped = (first == 0).to(torch::kFloat64);
+  EXPECT_NEAR(dropped.mean().item<double>(), 0.3, 0.01);
+  // Neighbours, which share a random number, are dropped independently.
+  EXPECT_NEAR((dropped.slice(1, 1) * dropped.slice(1, 0, 76)).mean().item<double>(), 0.09, 0.01);
+  EXPECT_NEAR(first.max().item<double>(), 2 / 0.7, 1e-4);
+  first.sum().backward();
+  EXPECT_TRUE(torch::equal(x.grad() * 2, first));
+  torch::manual_seed(kSeed);
+  EXPECT_TRUE(torch::equal(dropout(x), first));
+  dropout->eval();
+  EXPECT_TRUE(torch::equal(dropout(x), x));
+}
+
 TEST_F(Variants, PrefixWindowsPredictEveryTrainingEventOnceFromTheEventsBeforeIt) {
   std::mt19937_64 rng(kSeed);
   const auto batches = MakePrefixBatches(data_, 8, 32, &rng);
@@ -225,13 +289,22 @@ TEST_F(Variants, PrefixWindowsPredictEveryTrainingEventOnceFromTheEventsBeforeIt
   EXPECT_EQ(targets.size(), expected);
 
   const BatchTensors tensors =
-      MakeBatchTensors(data_, batches[0], {.last_only = true, .padded_length = 8}, 1000);
-  EXPECT_EQ(tensors.items.sizes(), (torch::IntArrayRef{32, 8}));
+      MakeBatchTensors(data_, batches[0], {.last_only = true, .window = 8}, 1000);
   ASSERT_EQ(tensors.positions.numel(), 32);
+  const int64_t length = tensors.items.size(1);
+  int64_t longest = 0, shortest = 8;
+  for (const Window& window : batches[0]) {
+    longest = std::max<int64_t>(longest, window.size());
+    shortest = std::min<int64_t>(shortest, window.size());
+  }
+  EXPECT_EQ(length, longest);
+  EXPECT_LE(longest - shortest, 1);  // 40 users have 40 windows of each length
+  EXPECT_EQ(tensors.seconds.sizes(), (torch::IntArrayRef{32, 8}));
   for (int64_t row = 0; row < 32; ++row) {
     const Window& window = batches[0][row];
     const UserHistory& history = data_.users[window.user];
-    EXPECT_EQ(tensors.positions[row].item<int64_t>(), row * 8 + window.size() - 1);
+    EXPECT_EQ(tensors.positions[row].item<int64_t>(), row * length + window.size() - 1);
+    EXPECT_EQ(tensors.last[row].item<int64_t>(), window.size() - 1);
     EXPECT_EQ(tensors.targets[row].item<int64_t>(), history.items[window.end]);
     EXPECT_EQ(tensors.seconds[row][0].item<double>(), history.timestamps_ms[window.begin] / 1000.0);
     if (window.size() < 8) {
