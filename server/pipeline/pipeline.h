@@ -76,9 +76,9 @@ class Pipeline {
   absl::Status SubmitBulk(Job* job);
 
   // Folds the users that are resident under `from` for `to` as well, those used last first, at most
-  // half of max_resident_users: between batches, a fraction of a millisecond at a time, a quarter
-  // of each worker's time. Returns when that is done, or the error of the first fold that fails;
-  // CANCELLED soon after `stop()`; UNAVAILABLE once draining.
+  // half of max_resident_users: between batches, a fraction of a millisecond at a time, a twentieth
+  // of each worker's time while there are requests. Returns when that is done, or the error of the
+  // first fold that fails; CANCELLED soon after `stop()`; UNAVAILABLE once draining.
   absl::Status Refold(const ModelHandle& from, const ModelHandle& to,
                       const std::function<bool()>& stop);
 

@@ -10,8 +10,8 @@
 namespace tim4rec {
 namespace {
 
-// About 0.1 ms of folding at 64 dimensions.
-constexpr size_t kMostEvents = 32;
+// About 0.05 ms of folding at 64 dimensions.
+constexpr size_t kMostEvents = 16;
 constexpr int kMostUsers = 256;  // that need nothing
 
 }  // namespace
@@ -30,31 +30,31 @@ absl::StatusOr<bool> Refold::Step() {
   for (int looked = 0; next_ < users_.size() && looked < kMostUsers; ++looked) {
     deps_.residents->BeginBatch();
     Resident* resident = deps_.residents->Use(*to_, users_[next_]);
-    const bool folding = resident != nullptr && !resident->behind && !resident->pending.empty();
-    if (folding) {
+    if (resident != nullptr && !resident->pending.empty()) {
       if (absl::Status folded = FoldSome(resident); !folded.ok()) return folded;
-    }
-    if (resident != nullptr && !resident->behind && resident->pending.empty()) {
-      ++next_;
-      deps_.metrics->states_to_refold->Decrement();
-      if (!folding) continue;  // it needed nothing
-      deps_.metrics->states_refolded->Increment();
+      if (resident->pending.empty()) {
+        deps_.metrics->states_refolded->Increment();
+        Next();
+      }
       return true;
     }
-    if (folding) return true;
-    if (absl::Status begun = Begin(users_[next_]); !begun.ok()) return begun;
-    return true;
+    // Once only, so that events that come all the time do not hold up the others.
+    if (!std::exchange(begun_, true) && (resident == nullptr || resident->behind)) {
+      if (absl::Status begun = Begin(users_[next_], resident); !begun.ok()) return begun;
+      return true;
+    }
+    Next();
   }
   return next_ < users_.size();
 }
 
-absl::Status Refold::Begin(const std::string& user_id) {
-  const auto skip = [&] {
-    ++next_;
-    deps_.metrics->states_to_refold->Decrement();
-    return absl::OkStatus();
-  };
-  Resident* resident = deps_.residents->Use(*to_, user_id);
+void Refold::Next() {
+  ++next_;
+  begun_ = false;
+  deps_.metrics->states_to_refold->Decrement();
+}
+
+absl::Status Refold::Begin(const std::string& user_id, Resident* resident) {
   std::optional<StateRecord> checkpoint;
   const Lineage* prefix = nullptr;
   if (resident != nullptr) {
@@ -67,9 +67,8 @@ absl::Status Refold::Begin(const std::string& user_id) {
   auto history =
       ReadHistory(*deps_.log, to_->engine->catalog(), {.user_id = user_id, .checkpoint = prefix});
   // A log that cannot be read is answered for when the user is asked for.
-  if (!history.ok()) return skip();
+  if (!history.ok() || history->lineage.event_count == 0) return absl::OkStatus();
   if (resident != nullptr) return deps_.residents->Update(resident, *std::move(history)).status();
-  if (history->lineage.event_count == 0) return skip();
   return deps_.residents
       ->Load(to_, user_id, *std::move(history), checkpoint ? &*checkpoint : nullptr)
       .status();

@@ -35,14 +35,16 @@ class Refold {
   absl::StatusOr<bool> Step();
 
  private:
-  // Makes the user's state under `to` one with pending events, or one that needs nothing.
-  absl::Status Begin(const std::string& user_id);
+  // Reads the user's log: what the state under `to` lacks becomes pending. `resident` may be null.
+  absl::Status Begin(const std::string& user_id, Resident* resident);
+  void Next();
   absl::Status FoldSome(Resident* resident);
 
   const Deps deps_;
   const ModelHandle to_;
   std::vector<std::string> users_;
   size_t next_ = 0;
+  bool begun_ = false;  // the log of users_[next_] was read
 };
 
 }  // namespace tim4rec

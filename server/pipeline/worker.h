@@ -81,6 +81,7 @@ class Worker {
   std::deque<std::shared_ptr<Order>> refolds_;  // the first is under way
   std::optional<Refold> refold_;
   absl::Time next_refold_ = absl::InfinitePast();
+  absl::Time last_batch_ = absl::InfinitePast();  // its end
 
   // The standard mutex, which the thread sanitizer sees through (Debian's abseil is not built for
   // it). It guards the members below.

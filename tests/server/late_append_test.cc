@@ -165,11 +165,13 @@ TEST_F(LateAppend, ThePastIsAnsweredAsItWasThen) {
   }
 }
 
-// Several policies over the life of one store, evictions, retries, restarts, and another model.
+// Several policies over the life of one store, evictions, retries, restarts, and two models that
+// take turns.
 TEST_F(LateAppend, RandomTrafficOverRestartsEqualsThePlainLog) {
   std::mt19937_64 random = PrintedRandom();
   std::vector<PlainLog> plain(6);
   std::vector<std::vector<Event>> sent(plain.size());
+  const std::vector<ModelHandle> both = {models_->serving(), NewModel("other", MakeTinyModel(8))};
   int appended = 0;
   for (int restart = 0; restart < 8; ++restart) {
     options_.max_resident_users = 1 + static_cast<int64_t>(random() % 6);
@@ -187,6 +189,7 @@ TEST_F(LateAppend, RandomTrafficOverRestartsEqualsThePlainLog) {
         request.push_back(sent[u][random() % sent[u].size()]);
       std::shuffle(request.begin(), request.end(), random);
       sent[u].insert(sent[u].end(), request.begin(), request.end());
+      models_->SetServing(both[random() % 2]);
       Record(absl::StrCat("user", u), request);
       appended += plain[u].Record(request, options_.late_policy);
       if (random() % 4 == 0) Recommend(absl::StrCat("user", random() % plain.size()));
@@ -211,11 +214,11 @@ TEST_F(LateAppend, RandomTrafficOverRestartsEqualsThePlainLog) {
                 FoldedOneByOne(*engine_, plain[u].Fold(engine_->catalog())));
     }
   };
-  fold_all();
-  pipeline_.reset();
-  models_ = std::make_unique<Models>(NewModel("other", MakeTinyModel(8)));
-  engine_ = models_->serving()->engine;
-  fold_all();
+  for (const ModelHandle& model : both) {
+    models_->SetServing(model);
+    engine_ = model->engine;
+    fold_all();
+  }
 }
 
 }  // namespace

@@ -197,15 +197,15 @@ TEST_F(ModelsTest, APromotionFoldsTheHotUsersFirstAndTheWayBackIsInstant) {
 
 TEST_F(ModelsTest, EventsDuringAPromotionAreInBothStates) {
   std::mt19937_64 random = PrintedRandom();
-  constexpr int kUsers = 30;
+  constexpr int kUsers = 15;
   std::vector<std::vector<Event>> events(kUsers);
   for (int u = 0; u < kUsers; ++u) {
-    events[u] = RandomEvents(300, &random);
+    events[u] = RandomEvents(150, &random);
     Record(absl::StrCat("user", u), events[u]);
   }
   std::atomic<bool> done = false;
   std::thread swaps([&] {
-    for (int i = 0; i < 6; ++i) {
+    for (int i = 0; i < 4; ++i) {
       EXPECT_TRUE(Promote(i % 2 == 0 ? b_ : a_).ok());
       // So that the next promotion folds again.
       (i % 2 == 0 ? a_ : b_)->kept_until_ms = 0;
