@@ -2,6 +2,7 @@
 #ifndef TIM4REC_STORE_EVENT_LOG_H_
 #define TIM4REC_STORE_EVENT_LOG_H_
 
+#include <cstdint>
 #include <functional>
 #include <span>
 #include <string_view>
@@ -30,8 +31,8 @@ struct UserEvents {
 // RESOURCE_EXHAUSTED (disk full) when the disk refuses, DATA_LOSS naming the user when a stored
 // event fails its checksum, INVALID_ARGUMENT for an id out of limits or a late place that is not
 // behind the event's own position. A failed Append has added nothing that can be read; if the disk
-// failed in the middle of it, all of it may be there after a restart, and a retry then finds
-// duplicates.
+// failed in the middle of it, all of it may be there after a restart or in the next generation, and
+// a retry then finds duplicates.
 class EventLog {
  public:
   virtual ~EventLog() = default;
@@ -44,6 +45,10 @@ class EventLog {
   // Visits the user's events in fold order (that of FoldPlaceOf) until the visitor returns false.
   using Visitor = std::function<bool(std::string_view position, const Event& event)>;
   virtual absl::Status Read(std::string_view user_id, const Visitor& visitor) const = 0;
+
+  // Raised when what failed calls wrote may have become part of the log: what was derived from the
+  // log before is to be derived anew. Never from within an Append that succeeds.
+  virtual uint64_t generation() const = 0;
 
   // Visits the ids of all users that have events, in key order.
   virtual absl::Status ForEachUser(

@@ -74,8 +74,6 @@ rocksdb::DBOptions DatabaseOptions(const RocksDbStoreOptions& options) {
   db.max_total_wal_size = 4 * static_cast<uint64_t>(options.write_buffer_bytes);
   db.max_background_jobs = 2;
   db.bytes_per_sync = 1 << 20;
-  db.max_log_file_size = 4 << 20;
-  db.keep_log_file_num = 4;
   db.stats_dump_period_sec = 0;
   db.stats_persist_period_sec = 0;
   return db;

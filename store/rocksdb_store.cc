@@ -2,8 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <map>
+#include <mutex>
 #include <optional>
+#include <shared_mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -14,6 +18,7 @@
 #include "rocksdb/db.h"
 #include "rocksdb/env.h"
 #include "rocksdb/write_batch.h"
+#include "store/info_log.h"
 #include "store/record_codec.h"
 #include "store/rocksdb_options.h"
 #include "store/wal_tail.h"
@@ -23,6 +28,9 @@ namespace {
 
 constexpr char kFormatKey[] = "format";
 constexpr char kProbeKey[] = "probe";
+constexpr char kProbeFile[] = "/PROBE";   // no name of RocksDB's
+constexpr size_t kProbeBytes = 64 << 10;  // opening writes about as much
+constexpr std::chrono::seconds kReopenPatience(1);
 
 absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 std::string_view StdView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
@@ -113,35 +121,71 @@ rocksdb::Status SyncParent(rocksdb::Env* env, std::string dir) {
 }  // namespace
 
 struct RocksDbStore::Rep {
-  std::unique_ptr<rocksdb::DB> db;
+  // Shared by every call that uses the database, exclusive while it is opened anew. It is only ever
+  // tried for exclusively, so that a visitor may call the store again.
+  mutable std::shared_mutex mutex;
+  std::unique_ptr<rocksdb::DB> db;  // null if opening anew has failed
   std::vector<rocksdb::ColumnFamilyHandle*> families;
+
   std::string dir;
+  RocksDbStoreOptions options;
   bool read_only = false;
   mutable std::atomic<uint64_t> corrupt_states = 0;
   std::atomic<uint64_t> append_failures = 0;
+  std::atomic<uint64_t> generation = 0;
 
-  ~Rep() {
-    if (db == nullptr) return;
-    for (rocksdb::ColumnFamilyHandle* family : families) {
-      db->DestroyColumnFamilyHandle(family);
-    }
-    db->Close();
-  }
+  ~Rep() { Close(); }
+  void Close();
 
+  // What a call holds; to be used if the status is OK.
+  struct Use {
+    std::shared_lock<std::shared_mutex> lock;
+    absl::Status status;
+  };
+  Use Reading() const;
+  Use Writing() const;
+
+  absl::Status Open();
+  absl::Status WriteProbe();
+  absl::Status OpenAnew(const absl::Status& cause);
   rocksdb::Status OpenDatabase(const rocksdb::DBOptions& options,
                                const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors);
   rocksdb::Status OpenWithoutZeroTails(
       const rocksdb::DBOptions& options,
       const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors, rocksdb::Status refused);
   absl::Status CheckFormat();
-  absl::Status CheckNotReadOnly() const;
-  rocksdb::Status FindPresent(const std::vector<std::string>& keys,
-                              std::vector<bool>& present) const;
+  absl::Status FindPresent(const std::vector<std::string>& keys, std::vector<bool>& present) const;
   std::unique_ptr<rocksdb::Iterator> UserIterator(ColumnFamily family, const std::string& prefix,
                                                   const rocksdb::Slice& end) const;
   absl::Status DeletePrefix(ColumnFamily family, const std::string& prefix,
                             rocksdb::WriteBatch& batch, uint64_t& count) const;
 };
+
+void RocksDbStore::Rep::Close() {
+  if (db == nullptr) return;
+  for (rocksdb::ColumnFamilyHandle* family : families) db->DestroyColumnFamilyHandle(family);
+  families.clear();
+  db->Close();
+  db.reset();
+}
+
+RocksDbStore::Rep::Use RocksDbStore::Rep::Reading() const {
+  Use use{std::shared_lock(mutex), absl::OkStatus()};
+  if (db == nullptr) {
+    use.status = absl::UnavailableError(
+        absl::StrCat("store ", dir, " is closed after a disk error and will be opened anew"));
+  }
+  return use;
+}
+
+RocksDbStore::Rep::Use RocksDbStore::Rep::Writing() const {
+  Use use = Reading();
+  if (use.status.ok() && read_only) {
+    use.status =
+        absl::FailedPreconditionError(absl::StrCat("store ", dir, " was opened read-only"));
+  }
+  return use;
+}
 
 rocksdb::Status RocksDbStore::Rep::OpenDatabase(
     const rocksdb::DBOptions& options,
@@ -205,13 +249,26 @@ absl::Status RocksDbStore::Rep::CheckFormat() {
   return absl::OkStatus();
 }
 
-absl::Status RocksDbStore::Rep::CheckNotReadOnly() const {
-  if (!read_only) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat("store ", dir, " was opened read-only"));
+// RocksDB does not go on after most failed writes. Opened anew, the log is what the disk has.
+absl::Status RocksDbStore::Rep::OpenAnew(const absl::Status& cause) {
+  rocksdb::Env* env = options.env == nullptr ? rocksdb::Env::Default() : options.env;
+  const rocksdb::Status disk =
+      rocksdb::WriteStringToFile(env, std::string(kProbeBytes, '?'), dir + kProbeFile, true);
+  if (!disk.ok()) return StatusOf(disk, "write a probe to the disk");
+  (void)env->DeleteFile(dir + kProbeFile);
+  std::unique_lock lock(mutex, std::defer_lock);
+  const auto give_up = std::chrono::steady_clock::now() + kReopenPatience;
+  while (!lock.try_lock()) {
+    if (std::chrono::steady_clock::now() > give_up) return cause;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  Close();
+  generation.fetch_add(1);
+  return Open();
 }
 
-rocksdb::Status RocksDbStore::Rep::FindPresent(const std::vector<std::string>& keys,
-                                               std::vector<bool>& present) const {
+absl::Status RocksDbStore::Rep::FindPresent(const std::vector<std::string>& keys,
+                                            std::vector<bool>& present) const {
   constexpr size_t kGroup = 256;  // bounds the values held at once
   present.assign(keys.size(), false);
   std::vector<rocksdb::Slice> slices(std::min(kGroup, keys.size()));
@@ -225,11 +282,14 @@ rocksdb::Status RocksDbStore::Rep::FindPresent(const std::vector<std::string>& k
     }
     db->MultiGet({}, families[kEventsFamily], count, slices.data(), values.data(), statuses.data());
     for (size_t i = 0; i < count; ++i) {
-      if (!statuses[i].ok() && !statuses[i].IsNotFound()) return statuses[i];
+      if (!statuses[i].ok() && !statuses[i].IsNotFound()) {
+        return StatusOf(statuses[i], absl::StrCat("look for duplicates of the events of user ",
+                                                  Quoted(*UserOfKey(keys[begin + i]))));
+      }
       present[begin + i] = statuses[i].ok();
     }
   }
-  return rocksdb::Status::OK();
+  return absl::OkStatus();
 }
 
 std::unique_ptr<rocksdb::Iterator> RocksDbStore::Rep::UserIterator(
@@ -261,18 +321,28 @@ RocksDbStore::~RocksDbStore() = default;
 
 absl::StatusOr<std::unique_ptr<RocksDbStore>> RocksDbStore::Open(
     const std::string& dir, const RocksDbStoreOptions& options) {
-  const rocksdb::DBOptions db_options = DatabaseOptions(options);
-  const auto families = ColumnFamilies(options);
+  auto rep = std::make_unique<Rep>();
+  rep->dir = dir;
+  rep->options = options;
+  rep->read_only = options.read_only;
+  if (absl::Status opened = rep->Open(); !opened.ok()) return opened;
+  return std::unique_ptr<RocksDbStore>(new RocksDbStore(std::move(rep)));
+}
+
+absl::Status RocksDbStore::Rep::Open() {
+  rocksdb::DBOptions db_options = DatabaseOptions(options);
+  const auto descriptors = ColumnFamilies(options);
   const bool existed = db_options.env->FileExists(dir + "/CURRENT").ok();
   if (!existed && (options.read_only || !options.create_if_missing)) {
     return absl::NotFoundError(absl::StrCat("store ", dir, " does not exist"));
   }
-  auto rep = std::make_unique<Rep>();
-  rep->dir = dir;
-  rep->read_only = options.read_only;
-  rocksdb::Status opened = rep->OpenDatabase(db_options, families);
+  if (options.create_if_missing && !read_only) {
+    (void)db_options.env->CreateDirIfMissing(dir);  // for the log; if this fails, so does opening
+  }
+  db_options.info_log = NewInfoLog(dir);
+  rocksdb::Status opened = OpenDatabase(db_options, descriptors);
   if (opened.IsCorruption() && !options.read_only) {
-    opened = rep->OpenWithoutZeroTails(db_options, families, opened);
+    opened = OpenWithoutZeroTails(db_options, descriptors, opened);
   }
   if (!opened.ok()) return OpenError(opened, dir);
   if (!existed) {
@@ -281,13 +351,13 @@ absl::StatusOr<std::unique_ptr<RocksDbStore>> RocksDbStore::Open(
       return s;
     }
   }
-  if (absl::Status format = rep->CheckFormat(); !format.ok()) return format;
-  return std::unique_ptr<RocksDbStore>(new RocksDbStore(std::move(rep)));
+  return CheckFormat();
 }
 
 absl::StatusOr<std::vector<std::vector<AppendOutcome>>> RocksDbStore::Append(
     std::span<const UserEvents> batch, Durability durability) {
-  if (absl::Status s = rep_->CheckNotReadOnly(); !s.ok()) return s;
+  const Rep::Use use = rep_->Writing();
+  if (!use.status.ok()) return use.status;
   if (absl::Status s = CheckEvents(batch); !s.ok()) return s;
 
   std::vector<std::string> keys;
@@ -301,8 +371,9 @@ absl::StatusOr<std::vector<std::vector<AppendOutcome>>> RocksDbStore::Append(
     return StatusOf(status, action);
   };
   std::vector<bool> present;
-  if (rocksdb::Status s = rep_->FindPresent(keys, present); !s.ok()) {
-    return fail(s, "look for duplicate events");
+  if (absl::Status s = rep_->FindPresent(keys, present); !s.ok()) {
+    rep_->append_failures.fetch_add(1, std::memory_order_relaxed);
+    return s;
   }
 
   std::vector<std::vector<AppendOutcome>> outcomes;
@@ -343,6 +414,8 @@ absl::StatusOr<std::vector<std::vector<AppendOutcome>>> RocksDbStore::Append(
 }
 
 absl::Status RocksDbStore::Read(std::string_view user_id, const Visitor& visitor) const {
+  const Rep::Use use = rep_->Reading();
+  if (!use.status.ok()) return use.status;
   if (absl::Status id = CheckId("user_id", user_id); !id.ok()) return id;
   const std::string start = UserPrefix(user_id);
   const std::string end = PrefixEnd(start);
@@ -382,6 +455,8 @@ absl::Status RocksDbStore::Read(std::string_view user_id, const Visitor& visitor
 }
 
 absl::Status RocksDbStore::ForEachUser(const std::function<bool(std::string_view)>& visitor) const {
+  const Rep::Use use = rep_->Reading();
+  if (!use.status.ok()) return use.status;
   rocksdb::ReadOptions read;
   read.total_order_seek = true;
   std::unique_ptr<rocksdb::Iterator> iterator(
@@ -402,6 +477,8 @@ absl::Status RocksDbStore::ForEachUser(const std::function<bool(std::string_view
 
 absl::StatusOr<std::optional<StateRecord>> RocksDbStore::Get(std::string_view user_id,
                                                              std::string_view fingerprint) const {
+  const Rep::Use use = rep_->Reading();
+  if (!use.status.ok()) return use.status;
   if (absl::Status s = CheckStateKey(user_id, fingerprint); !s.ok()) return s;
   const std::string key = StateKey(user_id, fingerprint);
   rocksdb::PinnableSlice value;
@@ -419,7 +496,8 @@ absl::StatusOr<std::optional<StateRecord>> RocksDbStore::Get(std::string_view us
 }
 
 absl::Status RocksDbStore::Put(std::span<const UserState> states) {
-  if (absl::Status s = rep_->CheckNotReadOnly(); !s.ok()) return s;
+  const Rep::Use use = rep_->Writing();
+  if (!use.status.ok()) return use.status;
   rocksdb::WriteBatch writes;
   std::string value;
   for (const UserState& state : states) {
@@ -437,13 +515,15 @@ absl::Status RocksDbStore::Put(std::span<const UserState> states) {
 }
 
 absl::Status RocksDbStore::Flush() {
-  if (absl::Status s = rep_->CheckNotReadOnly(); !s.ok()) return s;
+  const Rep::Use use = rep_->Writing();
+  if (!use.status.ok()) return use.status;
   return StatusOf(rep_->db->Flush({}, rep_->families[kStatesFamily]), "flush states");
 }
 
 // By users, since finding the states by reading through them would read them all.
 absl::Status RocksDbStore::DeleteStates(std::string_view fingerprint) {
-  if (absl::Status s = rep_->CheckNotReadOnly(); !s.ok()) return s;
+  const Rep::Use use = rep_->Writing();
+  if (!use.status.ok()) return use.status;
   constexpr int kGroup = 1024;
   rocksdb::WriteOptions write;
   write.disableWAL = true;
@@ -467,7 +547,8 @@ absl::Status RocksDbStore::DeleteStates(std::string_view fingerprint) {
 }
 
 absl::StatusOr<DeletedUser> RocksDbStore::DeleteUser(std::string_view user_id) {
-  if (absl::Status s = rep_->CheckNotReadOnly(); !s.ok()) return s;
+  const Rep::Use use = rep_->Writing();
+  if (!use.status.ok()) return use.status;
   if (absl::Status id = CheckId("user_id", user_id); !id.ok()) return id;
   const std::string prefix = UserPrefix(user_id);
   rocksdb::WriteBatch writes;
@@ -483,22 +564,31 @@ absl::StatusOr<DeletedUser> RocksDbStore::DeleteUser(std::string_view user_id) {
   return deleted;
 }
 
-absl::Status RocksDbStore::CheckWritable() {
-  if (absl::Status s = rep_->CheckNotReadOnly(); !s.ok()) return s;
+absl::Status RocksDbStore::Rep::WriteProbe() {
   uint64_t stopped = 0;
-  if (rep_->db->GetIntProperty("rocksdb.is-write-stopped", &stopped) && stopped != 0) {
+  if (db->GetIntProperty("rocksdb.is-write-stopped", &stopped) && stopped != 0) {
     return absl::UnavailableError("writes are stopped until compaction catches up");
   }
   rocksdb::WriteOptions write;
   write.sync = true;
-  const auto probe = [&] {
-    return rep_->db->Put(write, rep_->families[kMetaFamily], kProbeKey, "");
-  };
+  const auto probe = [&] { return db->Put(write, families[kMetaFamily], kProbeKey, ""); };
   rocksdb::Status status = probe();
   // RocksDB refuses all writes after a failed one until told that the cause may be gone.
-  if (!status.ok() && rep_->db->Resume().ok()) status = probe();
+  if (!status.ok() && db->Resume().ok()) status = probe();
   return StatusOf(status, "write a probe");
 }
+
+absl::Status RocksDbStore::CheckWritable() {
+  absl::Status probed;
+  {
+    const Rep::Use use = rep_->Writing();
+    if (absl::IsFailedPrecondition(use.status)) return use.status;
+    probed = use.status.ok() ? rep_->WriteProbe() : use.status;
+  }
+  return probed.ok() ? probed : rep_->OpenAnew(probed);
+}
+
+uint64_t RocksDbStore::generation() const { return rep_->generation.load(); }
 
 StoreStats RocksDbStore::stats() const {
   return {.corrupt_states = rep_->corrupt_states.load(std::memory_order_relaxed),

@@ -48,6 +48,7 @@ class RocksDbStore final : public EventLog, public StateStore {
                                                                  Durability durability) override;
   absl::Status Read(std::string_view user_id, const Visitor& visitor) const override;
   absl::Status ForEachUser(const std::function<bool(std::string_view)>& visitor) const override;
+  uint64_t generation() const override;
   absl::StatusOr<std::optional<StateRecord>> Get(std::string_view user_id,
                                                  std::string_view fingerprint) const override;
   absl::Status Put(std::span<const UserState> states) override;
@@ -57,7 +58,10 @@ class RocksDbStore final : public EventLog, public StateStore {
   // Removes the user's events and the states of all models, durably and atomically.
   absl::StatusOr<DeletedUser> DeleteUser(std::string_view user_id);
 
-  // OK if writes are possible: a small synced write and RocksDB's background error state.
+  // OK if writes are possible: a small synced write and RocksDB's background error state. After a
+  // failed write it brings the store back once the disk takes data again, if need be by opening the
+  // database anew, which waits for other calls and lets them wait. States not flushed are lost
+  // then.
   absl::Status CheckWritable();
   StoreStats stats() const;
 

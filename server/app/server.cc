@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "model/backends/builtin.h"
+#include "server/app/store_watch.h"
 #include "server/pipeline/model_swap.h"
 #include "server/pipeline/models.h"
 #include "server/pipeline/pipeline.h"
@@ -80,6 +81,7 @@ struct Server::Rep {
   std::unique_ptr<AdminService> admin_service;
   std::unique_ptr<grpc::Server> admin;
   std::string admin_address;
+  std::unique_ptr<StoreWatch> store_watch;
   bool drained = false;
 
   absl::Status OpenConfiguredModel();
@@ -87,6 +89,8 @@ struct Server::Rep {
   void StartPipeline();
   absl::Status StartGrpc();
   absl::Status StartAdmin();
+  void SetServing(bool serving);
+  void OnStoreChange(const absl::Status& writable);
 };
 
 absl::Status Server::Rep::OpenConfiguredModel() {
@@ -172,6 +176,23 @@ absl::Status Server::Rep::StartAdmin() {
   return absl::OkStatus();
 }
 
+void Server::Rep::SetServing(bool serving) {
+  ready = serving;
+  metrics.ready->Set(serving ? 1 : 0);
+  if (grpc != nullptr) grpc->GetHealthCheckService()->SetServingStatus(serving);
+}
+
+// Reads that can go on do; load balancers are told to prefer others.
+void Server::Rep::OnStoreChange(const absl::Status& writable) {
+  if (writable.ok()) {
+    Log(LogLevel::kInfo, "the store takes writes again; serving");
+  } else {
+    Log(LogLevel::kError, "the store takes no writes; not serving", {{"error", LogText(writable)}});
+  }
+  metrics.store_writable->Set(writable.ok() ? 1 : 0);
+  SetServing(writable.ok());
+}
+
 Server::Server(std::unique_ptr<Rep> rep) : rep_(std::move(rep)) {}
 
 Server::~Server() { (void)Drain(); }
@@ -198,17 +219,18 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
   if (!http.ok()) return http.status();
   rep.http = *std::move(http);
   if (absl::Status s = rep.StartAdmin(); !s.ok()) return s;
-  rep.ready = true;
-  rep.metrics.ready->Set(1);
+  rep.metrics.store_writable->Set(1);
+  rep.SetServing(true);
+  rep.store_watch = std::make_unique<StoreWatch>(
+      rep.store.get(), [&rep](const absl::Status& writable) { rep.OnStoreChange(writable); });
   return server;
 }
 
 absl::Status Server::Drain() {
   Rep& rep = *rep_;
   if (std::exchange(rep.drained, true)) return absl::OkStatus();
-  rep.ready = false;
-  rep.metrics.ready->Set(0);
-  if (rep.grpc != nullptr) rep.grpc->GetHealthCheckService()->SetServingStatus(false);
+  rep.store_watch.reset();
+  rep.SetServing(false);
   if (rep.service != nullptr) rep.service->Drain();
   absl::Status drained = rep.pipeline == nullptr ? absl::OkStatus() : rep.pipeline->Drain();
   if (rep.grpc != nullptr) {

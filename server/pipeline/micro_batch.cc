@@ -46,10 +46,14 @@ bool MicroBatch::Add(Job* job) {
 }
 
 void MicroBatch::Execute() {
+  deps_.residents->FollowLog(deps_.log->generation());
   if (deps_.late_policy != LatePolicy::kRefold) {
     for (UserWork& work : works_) PlaceLate(&work);
   }
   AppendRecords();
+  // What a failed call wrote may have become part of the log since, and lie below what was
+  // appended.
+  deps_.residents->FollowLog(deps_.log->generation());
   for (UserWork& work : works_) PrepareUser(&work);
   for (UserWork& work : works_) {
     for (Job* job : work.jobs) {
@@ -145,8 +149,7 @@ void MicroBatch::PlaceLate(RecordCommand* record, LogEnd* end) const {
 }
 
 void MicroBatch::AppendRecords() {
-  std::vector<UserEvents> batch;
-  std::vector<std::pair<UserWork*, Job*>> owners;
+  std::vector<RecordAppend> appends;
   std::deque<std::vector<Event>> accepted;  // of the records that have rejected events
   Durability durability = Durability::kBuffered;
   for (UserWork& work : works_) {
@@ -161,36 +164,54 @@ void MicroBatch::AppendRecords() {
         }
         events = kept;
       }
-      batch.push_back({work.user_id, events});
-      owners.emplace_back(&work, job);
+      appends.push_back({&work, job, events});
       if (job->record->durability == Durability::kSynced) durability = Durability::kSynced;
     }
   }
-  if (batch.empty()) return;
-  const auto appended = deps_.log->Append(batch, durability);
-  if (!appended.ok()) {
-    deps_.metrics->failed_append->Increment();
-    Log(LogLevel::kError, "append to the event log failed",
-        {{"error", LogText(appended.status())}, {"requests", owners.size()}});
-    for (auto& [work, job] : owners) {
-      job->status = appended.status();
-      // A failed write may turn out to have reached the disk. The log decides at the next load.
-      deps_.residents->DropUser(work->user_id);
+  if (appends.empty()) return;
+  const absl::Status appended = Append(appends, durability);
+  if (absl::IsDataLoss(appended) && appends.size() > 1) {
+    // A damaged event is in the way of its own user alone.
+    for (const RecordAppend& append : appends) {
+      const absl::Status alone = Append({&append, 1}, durability);
+      if (!alone.ok()) FailAppends({&append, 1}, alone);
     }
-    return;
+  } else if (!appended.ok()) {
+    FailAppends(appends, appended);
   }
-  for (size_t i = 0; i < owners.size(); ++i) {
-    auto& [work, job] = owners[i];
-    RecordCommand& record = *job->record;
+  for (const UserWork& work : works_) NoteAdded(work);
+}
+
+absl::Status MicroBatch::Append(std::span<const RecordAppend> appends, Durability durability) {
+  std::vector<UserEvents> batch;
+  for (const RecordAppend& append : appends) {
+    batch.push_back({append.work->user_id, append.events});
+  }
+  const auto appended = deps_.log->Append(batch, durability);
+  if (!appended.ok()) return appended.status();
+  for (size_t i = 0; i < appends.size(); ++i) {
+    RecordCommand& record = *appends[i].job->record;
     record.outcomes.resize(record.events.size(), EventOutcome::kDuplicate);
     size_t next = 0;  // in what was appended
     for (size_t e = 0; e < record.events.size(); ++e) {
       if (record.outcomes[e] == EventOutcome::kLateRejected) continue;
       if ((*appended)[i][next++] == AppendOutcome::kDuplicate) continue;
-      work->added.push_back({PositionOf(record.events[e]), &record.events[e], &record.outcomes[e]});
+      appends[i].work->added.push_back(
+          {PositionOf(record.events[e]), &record.events[e], &record.outcomes[e]});
     }
   }
-  for (const UserWork& work : works_) NoteAdded(work);
+  return absl::OkStatus();
+}
+
+void MicroBatch::FailAppends(std::span<const RecordAppend> appends, const absl::Status& status) {
+  deps_.metrics->failed_append->Increment();
+  Log(LogLevel::kError, "append to the event log failed",
+      {{"error", LogText(status)}, {"requests", appends.size()}});
+  for (const RecordAppend& append : appends) {
+    append.job->status = status;
+    // A failed write may turn out to have reached the disk. The log decides at the next load.
+    deps_.residents->DropUser(append.work->user_id);
+  }
 }
 
 void MicroBatch::NoteAdded(const UserWork& work) {

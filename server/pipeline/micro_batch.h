@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <set>
+#include <span>
 #include <string_view>
 #include <unordered_map>
 #include <unordered_set>
@@ -69,6 +70,13 @@ class MicroBatch {
     Tier tier = Tier::kColdStart;
   };
 
+  // One request's events on their way into the log.
+  struct RecordAppend {
+    UserWork* work;
+    Job* job;
+    std::span<const Event> events;
+  };
+
   // One recommendation: the state it reads.
   struct Read {
     Job* job = nullptr;
@@ -93,6 +101,8 @@ class MicroBatch {
   void PlaceLate(RecordCommand* record, LogEnd* end) const;
   void AppendRecords();
   void NoteAdded(const UserWork& work);
+  absl::Status Append(std::span<const RecordAppend> appends, Durability durability);
+  void FailAppends(std::span<const RecordAppend> appends, const absl::Status& status);
   void PrepareUser(UserWork* work);
   absl::Status LoadUser(UserWork* work);
   absl::Status AdvanceResident(UserWork* work);

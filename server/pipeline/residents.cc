@@ -223,6 +223,11 @@ absl::Time Residents::next_release() const {
   return next_ms == LoadedModel::kForEver ? absl::InfiniteFuture() : absl::FromUnixMillis(next_ms);
 }
 
+void Residents::FollowLog(uint64_t generation) {
+  if (std::exchange(log_generation_, generation) == generation) return;
+  while (!by_use_.empty()) Drop(by_use_.front());
+}
+
 absl::Status Residents::Put(const std::vector<Resident*>& residents) {
   std::vector<StateRecord> records(residents.size());
   std::vector<UserState> states;

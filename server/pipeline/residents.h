@@ -95,6 +95,9 @@ class Residents {
   // When the next kept_until_ms comes.
   absl::Time next_release() const;
 
+  // Forgets everybody if the log's generation has changed. No resident may be in use.
+  void FollowLog(uint64_t generation);
+
   // Writes up to `group` changed states, those changed first first. Returns how many were taken
   // off the list of changed ones; a write that fails puts them back.
   absl::StatusOr<int64_t> CheckpointSome();
@@ -124,6 +127,7 @@ class Residents {
   const int64_t capacity_;
   const int64_t group_;
   uint64_t batch_ = 1;
+  uint64_t log_generation_ = 0;
   std::unordered_map<const LoadedModel*, ModelStates> models_;
   std::list<Resident*> by_use_;  // most recent first
   std::list<Resident*> dirty_;   // longest dirty first

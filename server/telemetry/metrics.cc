@@ -115,6 +115,7 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
                             "Checkpoints that failed a check of their envelope since start");
   resident_users = OneGauge(r, "tim4rec_resident_users", "States in memory");
   ready = OneGauge(r, "tim4rec_ready", "1 while the server takes requests");
+  store_writable = OneGauge(r, "tim4rec_store_writable", "1 while the store takes writes");
   batch_requests =
       &prometheus::BuildHistogram()
            .Name("tim4rec_batch_requests")

@@ -104,6 +104,7 @@ class Metrics {
   prometheus::Gauge* corrupt_states;
   prometheus::Gauge* resident_users;
   prometheus::Gauge* ready;
+  prometheus::Gauge* store_writable;
   prometheus::Histogram* batch_requests;
   prometheus::Histogram* batch_seconds;
 };

@@ -91,6 +91,39 @@ TEST_F(PipelineFaults, ALogThatCannotBeReadFailsItsUserOnly) {
   EXPECT_EQ(Stored("hot"), Folded({At(0, "item2"), At(1, "item1")}));
 }
 
+TEST_F(PipelineFaults, AFailedAppendThatReachedTheDiskIsInTheStateOnceTheLogHasIt) {
+  Record("u", {At(1, "item1")});
+  log_->append_error = absl::UnavailableError("the sync failed");
+  EXPECT_FALSE(Submit(NewRecord("u", {At(2, "item2")}))->Wait().status.ok());
+  // Resident again, and without the event.
+  EXPECT_EQ(Recommend("u").state_version, 1u);
+  log_->append_error = absl::OkStatus();
+  const std::vector<Event> reached = {At(2, "item2")};
+  const UserEvents batch[] = {{"u", reached}};
+  ASSERT_TRUE(store_->Append(batch, Durability::kSynced).ok());
+  ++log_->extra_generations;
+  EXPECT_THAT(Record("u", {At(3, "item3")}), ElementsAre(EventOutcome::kApplied));
+  EXPECT_EQ(Recommend("u").state_version, 3u);
+  ASSERT_TRUE(pipeline_->Drain().ok());
+  EXPECT_EQ(Stored("u"), Folded({At(1, "item1"), At(2, "item2"), At(3, "item3")}));
+}
+
+TEST_F(PipelineFaults, ADamagedEventIsInTheWayOfItsUserAlone) {
+  log_->damaged_user = "damaged";
+  const auto release = Block();
+  std::vector<std::unique_ptr<TestJob>> jobs;
+  for (const char* user : {"a", "damaged", "b", "a"}) {
+    jobs.push_back(Submit(NewRecord(user, {At(static_cast<int64_t>(jobs.size()), "item1")})));
+  }
+  release();
+  EXPECT_TRUE(jobs[0]->Wait().status.ok());
+  EXPECT_EQ(jobs[1]->Wait().status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_TRUE(jobs[2]->Wait().status.ok());
+  EXPECT_THAT(jobs[3]->Wait().record->outcomes, ElementsAre(EventOutcome::kApplied));
+  EXPECT_EQ(metrics_.failed_append->Value(), 1);
+  EXPECT_EQ(Recommend("a").state_version, 2u);
+}
+
 TEST_F(PipelineFaults, NothingIsStoredIfTheLogCannotSayWhatIsLate) {
   options_.late_policy = LatePolicy::kReject;
   Start();

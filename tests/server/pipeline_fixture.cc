@@ -17,6 +17,9 @@ namespace tim4rec {
 absl::StatusOr<std::vector<std::vector<AppendOutcome>>> FaultyLog::Append(
     std::span<const UserEvents> batch, Durability durability) {
   if (!append_error.ok()) return append_error;
+  for (const UserEvents& user : batch) {
+    if (user.user_id == damaged_user) return absl::DataLossError("damaged");
+  }
   if (durability == Durability::kSynced) ++synced_appends;
   return log_->Append(batch, durability);
 }

@@ -48,8 +48,12 @@ class FaultyLog final : public EventLog {
     return log_->ForEachUser(visitor);
   }
 
+  uint64_t generation() const override { return log_->generation() + extra_generations; }
+
+  uint64_t extra_generations = 0;
   absl::Status append_error;
   absl::Status read_error;
+  std::string damaged_user;  // appends that name this user find damage
   int synced_appends = 0;
 
  private:

@@ -1,4 +1,4 @@
-// A file system that can lose what was not synced, run full, and refuse to sync.
+// A file system that can lose what was not synced, run full, and fail to read, write or sync.
 #ifndef TIM4REC_TESTS_STORE_FAULT_FILE_SYSTEM_H_
 #define TIM4REC_TESTS_STORE_FAULT_FILE_SYSTEM_H_
 
@@ -8,16 +8,18 @@
 #include <mutex>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "rocksdb/file_system.h"
 
 namespace tim4rec {
 
-// What becomes of the bytes behind the last sync when the power goes.
+// What becomes of what was not synced when the power goes: of the bytes behind a file's last sync,
+// and of the directory's latest changes, which go in reverse order (all of them, or some).
 enum class TornTail { kDropped, kCutAnywhere, kPartlyZero };
 
-// Thread-safe. Files live in the real file system; only writes are watched. A rename counts as
-// durable at once, a new file only after a sync of its directory.
+// Thread-safe. Files live in the real file system. A new file, a rename and a deletion are durable
+// only after a sync of their directory.
 class FaultFileSystem final : public rocksdb::FileSystemWrapper {
  public:
   FaultFileSystem() : FileSystemWrapper(rocksdb::FileSystem::Default()) {}
@@ -31,10 +33,16 @@ class FaultFileSystem final : public rocksdb::FileSystemWrapper {
   // Appends fail with "no space" once this many bytes more have been written; negative: never.
   void SetFreeBytes(int64_t bytes);
   void FailSyncs(bool fail);
+  void FailWrites(bool fail);
+  void FailReads(bool fail);  // of open table files and of new ones
 
   rocksdb::IOStatus NewWritableFile(const std::string& name, const rocksdb::FileOptions& options,
                                     std::unique_ptr<rocksdb::FSWritableFile>* result,
                                     rocksdb::IODebugContext* debug) override;
+  rocksdb::IOStatus NewRandomAccessFile(const std::string& name,
+                                        const rocksdb::FileOptions& options,
+                                        std::unique_ptr<rocksdb::FSRandomAccessFile>* result,
+                                        rocksdb::IODebugContext* debug) override;
   rocksdb::IOStatus NewDirectory(const std::string& name, const rocksdb::IOOptions& options,
                                  std::unique_ptr<rocksdb::FSDirectory>* result,
                                  rocksdb::IODebugContext* debug) override;
@@ -46,21 +54,37 @@ class FaultFileSystem final : public rocksdb::FileSystemWrapper {
 
  private:
   friend class WatchedFile;
+  friend class WatchedReader;
   friend class WatchedDirectory;
   struct File {
     uint64_t size = 0;
     uint64_t synced = 0;
-    bool entry_synced = false;
+  };
+  // A change of a directory that the power may still take back.
+  struct Change {
+    std::string name;
+    std::string from;    // of a rename
+    bool gone = false;   // a deletion
+    std::string shadow;  // a link to what had the name before; empty if nothing had
+    File before;         // what the shadow is
   };
 
   rocksdb::IOStatus CheckPower();
+  rocksdb::IOStatus CheckReadable();
   // How many of the bytes may be written before the disk is full; also an error without power.
   rocksdb::IOStatus Take(uint64_t bytes, uint64_t& allowed);
+  Change& Remember(const std::string& name);
+  void TakeBack(const Change& change);
+  void SyncDirectory(const std::string& directory);
 
   std::mutex mutex_;
   std::map<std::string, File> files_;
+  std::vector<Change> changes_;
+  uint64_t shadows_ = 0;
   bool power_ = true;
   bool fail_syncs_ = false;
+  bool fail_writes_ = false;
+  bool fail_reads_ = false;
   int64_t free_bytes_ = -1;
 };
 

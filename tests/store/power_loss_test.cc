@@ -1,60 +1,19 @@
-// What is left when the power goes, the disk is full or a sync fails.
+// What is left when the power goes.
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <optional>
 #include <set>
-#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
-#include "rocksdb/env.h"
-#include "tests/store/fault_file_system.h"
-#include "tests/store/store_fixture.h"
+#include "tests/store/fault_fixture.h"
 
 namespace tim4rec {
 namespace {
 
 using testing::IsEmpty;
 
-class PowerLoss : public testing::Test {
- protected:
-  std::unique_ptr<RocksDbStore> Open() {
-    RocksDbStoreOptions options = SmallOptions();
-    options.write_buffer_bytes = 256 << 10;  // flushes happen by themselves too
-    options.env = env_.get();
-    return OpenStore(dir_.store(), options);
-  }
-  void Crash(std::unique_ptr<RocksDbStore>& store, TornTail tail, std::mt19937_64& random) {
-    fs_->CutPower();
-    store.reset();
-    fs_->LoseUnsynced(tail, random);
-    store = Open();
-  }
-
-  ScratchDir dir_;
-  std::shared_ptr<FaultFileSystem> fs_ = std::make_shared<FaultFileSystem>();
-  std::unique_ptr<rocksdb::Env> env_ = rocksdb::NewCompositeEnv(fs_);
-  std::mt19937_64 random_{1};
-};
-
-StateRecord NamedState(std::string payload) {
-  StateRecord record;
-  record.payload = std::move(payload);
-  return record;
-}
-
-void PutState(RocksDbStore& store, std::string_view user, const StateRecord& record) {
-  const UserState put[] = {{user, kFingerprintA, &record}};
-  ASSERT_TRUE(store.Put(put).ok());
-}
-
-std::optional<std::string> PayloadOf(const RocksDbStore& store, std::string_view user) {
-  const auto got = store.Get(user, kFingerprintA);
-  EXPECT_TRUE(got.ok()) << got.status();
-  if (!got.ok() || !got->has_value()) return std::nullopt;
-  return (*got)->payload;
-}
+using PowerLoss = FaultTest;
 
 TEST_F(PowerLoss, TakesBufferedEventsAndLeavesSyncedOnes) {
   auto store = Open();
@@ -198,57 +157,6 @@ TEST_F(PowerLoss, LosesNothingSyncedUnderRandomOperations) {
     ASSERT_NE(store, nullptr) << "does not open after power loss, tail " << static_cast<int>(tail);
     loop.Verify(*store);
   }
-}
-
-bool WritableSoon(RocksDbStore& store) {
-  const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(30);
-  while (!store.CheckWritable().ok()) {
-    if (std::chrono::steady_clock::now() > give_up) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  }
-  return true;
-}
-
-TEST_F(PowerLoss, FullDiskLeavesNothingHalfApplied) {
-  for (int64_t free_bytes : {0, 1, 50, 1000, 5000}) {
-    SCOPED_TRACE(free_bytes);
-    auto store = Open();
-    const std::string user = absl::StrCat("full", free_bytes);
-    ASSERT_TRUE(AppendTo(*store, user, {{"before", 0, ""}}, Durability::kSynced).ok());
-    std::vector<Event> many;
-    for (int i = 1; i <= 200; ++i) many.push_back({"item", i, ""});
-    fs_->SetFreeBytes(free_bytes);
-    const auto refused = AppendTo(*store, user, many, Durability::kSynced);
-    EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted) << refused.status();
-    EXPECT_EQ(store->stats().append_failures, 1u);
-    EXPECT_EQ(ReadAll(*store, user).size(), 1u);
-    EXPECT_EQ(store->CheckWritable().code(), absl::StatusCode::kResourceExhausted);
-    fs_->SetFreeBytes(-1);
-    if (free_bytes == 1000) {
-      // Room again: the store goes on without being reopened, within seconds.
-      EXPECT_TRUE(WritableSoon(*store)) << store->CheckWritable();
-      const auto again = AppendTo(*store, user, many, Durability::kSynced);
-      ASSERT_TRUE(again.ok()) << again.status();
-      EXPECT_EQ(again->front(), AppendOutcome::kAdded);
-      Crash(store, TornTail::kDropped, random_);
-      EXPECT_EQ(ReadAll(*store, user).size(), 201u);
-    } else {
-      Crash(store, TornTail::kCutAnywhere, random_);
-      EXPECT_EQ(ReadAll(*store, user).size(), 1u);
-    }
-  }
-}
-
-TEST_F(PowerLoss, FailedSyncIsNotAcknowledged) {
-  auto store = Open();
-  ASSERT_TRUE(AppendTo(*store, "u", {{"a", 1, ""}}, Durability::kSynced).ok());
-  fs_->FailSyncs(true);
-  EXPECT_EQ(AppendTo(*store, "u", {{"b", 2, ""}}, Durability::kSynced).status().code(),
-            absl::StatusCode::kUnavailable);
-  EXPECT_EQ(Items(ReadAll(*store, "u")), std::vector<std::string>{"a"});
-  fs_->FailSyncs(false);
-  Crash(store, TornTail::kDropped, random_);
-  EXPECT_EQ(Items(ReadAll(*store, "u")), std::vector<std::string>{"a"});
 }
 
 }  // namespace

@@ -1,0 +1,45 @@
+#include "server/app/store_watch.h"
+
+#include <chrono>
+#include <utility>
+
+namespace tim4rec {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::milliseconds kLook(100);  // at the count of failed appends
+constexpr std::chrono::seconds kWhileWritable(5);
+constexpr std::chrono::seconds kWhileNot(1);
+
+}  // namespace
+
+StoreWatch::StoreWatch(RocksDbStore* store, std::function<void(const absl::Status&)> on_change)
+    : store_(store), on_change_(std::move(on_change)), thread_([this] { Run(); }) {}
+
+StoreWatch::~StoreWatch() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+void StoreWatch::Run() {
+  bool writable = true;
+  uint64_t failures = store_->stats().append_failures;
+  Clock::time_point next = Clock::now() + kWhileWritable;
+  std::unique_lock lock(mutex_);
+  while (!wake_.wait_for(lock, kLook, [this] { return stop_; })) {
+    const bool failed = std::exchange(failures, store_->stats().append_failures) != failures;
+    if (Clock::now() < next && !(failed && writable)) continue;
+    lock.unlock();
+    const absl::Status probed = store_->CheckWritable();
+    if (std::exchange(writable, probed.ok()) != probed.ok()) on_change_(probed);
+    next = Clock::now() + (writable ? kWhileWritable : kWhileNot);
+    lock.lock();
+  }
+}
+
+}  // namespace tim4rec
