@@ -6,7 +6,9 @@
 // The server serves DIR/a. Calls are sent RATE times a second whether answers come or not (three of
 // four are Recommend, the others RecordInteractions) and measured from when they were due. A round:
 // some seconds of that, then the other model is loaded, promoted, and the old one unloaded under
-// the same load. Printed: p99 before, during each step, and their ratios.
+// the same load. Printed: p99 over whole seconds before, from the start of loading to a second
+// after the promotion, and after; their medians over all rounds, which a machine with other work on
+// it disturbs least.
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
@@ -31,7 +33,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kItems = 3400;
-constexpr auto kCalm = std::chrono::seconds(3);
+constexpr auto kSecond = std::chrono::seconds(1);
+constexpr auto kCalm = 4 * kSecond;
 
 int WriteModels(const std::string& dir) {
   for (const uint64_t seed : {1, 2}) {
@@ -92,16 +95,34 @@ class Load {
     while (in_flight_ > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 
-  // Milliseconds of the Recommends that ended since the last call, ascending.
-  std::vector<double> Take() {
+  // The p99, in ms, of the Recommends that were due in each whole second from `begin` to `end`.
+  std::vector<double> P99BySecond(Clock::time_point begin, Clock::time_point end) {
+    std::vector<double> seconds;
+    for (auto second = begin; second + kSecond <= end; second += kSecond) {
+      std::vector<double> ms;
+      {
+        std::lock_guard lock(mutex_);
+        for (const Sample& sample : samples_) {
+          if (sample.due >= second && sample.due < second + kSecond) ms.push_back(sample.ms);
+        }
+      }
+      if (ms.empty()) continue;
+      std::sort(ms.begin(), ms.end());
+      seconds.push_back(ms[static_cast<size_t>(0.99 * static_cast<double>(ms.size() - 1))]);
+    }
+    return seconds;
+  }
+
+  void Forget() {
     std::lock_guard lock(mutex_);
-    std::vector<double> taken;
-    taken.swap(latency_ms_);
-    std::sort(taken.begin(), taken.end());
-    return taken;
+    samples_.clear();
   }
 
  private:
+  struct Sample {
+    Clock::time_point due;
+    double ms;
+  };
   template <typename Request, typename Response>
   struct Call {
     grpc::ClientContext context;
@@ -149,7 +170,7 @@ class Load {
                                 delete call;
                                 {
                                   std::lock_guard lock(mutex_);
-                                  latency_ms_.push_back(ms.count());
+                                  samples_.push_back({due, ms.count()});
                                 }
                                 --in_flight_;
                               });
@@ -162,18 +183,14 @@ class Load {
   std::atomic<bool> done_ = false;
   std::atomic<int64_t> in_flight_ = 0;
   std::mutex mutex_;
-  std::vector<double> latency_ms_;
+  std::vector<Sample> samples_;
   std::thread thread_;
 };
 
-double At(const std::vector<double>& sorted, double quantile) {
-  if (sorted.empty()) return 0;
-  return sorted[static_cast<size_t>(quantile * static_cast<double>(sorted.size() - 1))];
-}
-
 double Median(std::vector<double> values) {
+  if (values.empty()) return 0;
   std::sort(values.begin(), values.end());
-  return At(values, 0.5);
+  return values[values.size() / 2];
 }
 
 class Admin {
@@ -214,42 +231,32 @@ int Measure(const std::string& address, const std::string& admin_address, const 
             double rate, int rounds, int users, int history) {
   Load load(address, rate, users, history);
   Admin admin(admin_address);
-  std::vector<double> p99_before, p99_promoting, p99_after, p99_swap, ratios;
-  std::printf(
-      "p99 in ms (number of calls)\nround  before         load           promote        "
-      "after          unload         whole swap / before\n");
+  std::vector<double> before, during, after;
+  const auto add = [&](Clock::time_point begin, Clock::time_point end, std::vector<double>* all) {
+    const std::vector<double> seconds = load.P99BySecond(begin, end);
+    all->insert(all->end(), seconds.begin(), seconds.end());
+    std::printf("  %6.2f (%2zu s)", Median(seconds), seconds.size());
+  };
+  std::printf("medians of p99 by seconds, in ms\nround  before         during         after\n");
   for (int round = 0; round < rounds; ++round) {
-    (void)load.Take();
+    load.Forget();
+    const auto start = Clock::now();
     std::this_thread::sleep_for(kCalm);
-    const std::vector<double> before = load.Take();
-    const std::string version = admin.Load(dir + (round % 2 == 0 ? "/b" : "/a"));
-    const std::vector<double> loading = load.Take();
-    const std::string previous = admin.Promote(version);
-    const std::vector<double> promoting = load.Take();
+    const auto swap = Clock::now();
+    const std::string previous = admin.Promote(admin.Load(dir + (round % 2 == 0 ? "/b" : "/a")));
+    std::this_thread::sleep_for(kSecond);
+    const auto end = Clock::now();
     std::this_thread::sleep_for(kCalm);
-    const std::vector<double> after = load.Take();
-    admin.Unload(previous);
-    const std::vector<double> unloading = load.Take();
-    std::vector<double> swap = loading;
-    swap.insert(swap.end(), promoting.begin(), promoting.end());
-    swap.insert(swap.end(), after.begin(), after.end());
-    std::sort(swap.begin(), swap.end());
     std::printf("%5d", round);
-    for (const auto* phase : {&before, &loading, &promoting, &after, &unloading}) {
-      std::printf("  %6.2f (%5zu)", At(*phase, 0.99), phase->size());
-    }
-    std::printf("  %.2f\n", At(swap, 0.99) / At(before, 0.99));
+    add(start, swap, &before);
+    add(swap, end, &during);
+    add(end, Clock::now() - kSecond / 2, &after);
+    std::printf("\n");
     std::fflush(stdout);
-    p99_before.push_back(At(before, 0.99));
-    p99_promoting.push_back(At(promoting, 0.99));
-    p99_after.push_back(At(after, 0.99));
-    p99_swap.push_back(At(swap, 0.99));
-    ratios.push_back(At(swap, 0.99) / At(before, 0.99));
+    admin.Unload(previous);
   }
-  std::printf("medians over rounds: before %.2f, promoting %.2f, after %.2f, whole swap %.2f\n",
-              Median(p99_before), Median(p99_promoting), Median(p99_after), Median(p99_swap));
-  std::printf("whole swap to before: ratio of medians %.2f, median of ratios %.2f\n",
-              Median(p99_swap) / Median(p99_before), Median(ratios));
+  std::printf("all rounds: before %.2f, during %.2f, after %.2f ms; during / before %.2f\n",
+              Median(before), Median(during), Median(after), Median(during) / Median(before));
   return 0;
 }
 
