@@ -74,6 +74,10 @@ rocksdb::DBOptions DatabaseOptions(const RocksDbStoreOptions& options) {
   db.max_total_wal_size = 4 * static_cast<uint64_t>(options.write_buffer_bytes);
   db.max_background_jobs = 2;
   db.bytes_per_sync = 1 << 20;
+  // Written anew with every flush and compaction, which are seldom: an old manifest holds keys of
+  // users who may since be deleted.
+  db.max_manifest_file_size = 1;
+  db.db_host_id = "";  // tables, and so backups, name no machine
   db.stats_dump_period_sec = 0;
   db.stats_persist_period_sec = 0;
   return db;

@@ -11,12 +11,19 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/escaping.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "rocksdb/db.h"
 #include "rocksdb/env.h"
+#include "rocksdb/transaction_log.h"
+#include "rocksdb/utilities/checkpoint.h"
 #include "rocksdb/write_batch.h"
 #include "store/info_log.h"
 #include "store/record_codec.h"
@@ -106,6 +113,16 @@ absl::Status CheckEvents(std::span<const UserEvents> batch) {
   return absl::OkStatus();
 }
 
+// The number of a table, a log or a manifest; 0 of other files.
+uint64_t FileNumber(std::string_view file) {
+  absl::string_view name = View(file);
+  absl::ConsumePrefix(&name, "/");
+  uint64_t number = 0;
+  const bool numbered = absl::ConsumePrefix(&name, "MANIFEST-") ||
+                        absl::ConsumeSuffix(&name, ".sst") || absl::ConsumeSuffix(&name, ".log");
+  return numbered && absl::SimpleAtoi(name, &number) ? number : 0;
+}
+
 // After a power loss the new directory itself must still be there, which RocksDB leaves to us.
 rocksdb::Status SyncParent(rocksdb::Env* env, std::string dir) {
   while (dir.size() > 1 && dir.back() == '/') dir.pop_back();
@@ -130,6 +147,7 @@ struct RocksDbStore::Rep {
   std::string dir;
   RocksDbStoreOptions options;
   bool read_only = false;
+  std::mutex purge_mutex;  // one purge at a time
   mutable std::atomic<uint64_t> corrupt_states = 0;
   std::atomic<uint64_t> append_failures = 0;
   std::atomic<uint64_t> generation = 0;
@@ -154,6 +172,10 @@ struct RocksDbStore::Rep {
       const rocksdb::DBOptions& options,
       const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors, rocksdb::Status refused);
   absl::Status CheckFormat();
+  // Off: returns when none runs any more.
+  rocksdb::Status SetAutoCompactions(bool on);
+  // Until no file is left that the database has done with.
+  rocksdb::Status WaitForDeletions();
   absl::Status FindPresent(const std::vector<std::string>& keys, std::vector<bool>& present) const;
   std::unique_ptr<rocksdb::Iterator> UserIterator(ColumnFamily family, const std::string& prefix,
                                                   const rocksdb::Slice& end) const;
@@ -247,6 +269,54 @@ absl::Status RocksDbStore::Rep::CheckFormat() {
         format->min_reader, ", this one reads up to ", kFormatVersion, ": use a newer program"));
   }
   return absl::OkStatus();
+}
+
+// One that ran beside a CompactRange could move a table down to a level that the latter has found
+// empty, and it would stay as it is.
+rocksdb::Status RocksDbStore::Rep::SetAutoCompactions(bool on) {
+  for (const ColumnFamily family : {kEventsFamily, kStatesFamily}) {
+    rocksdb::Status set =
+        db->SetOptions(families[family], {{"disable_auto_compactions", on ? "false" : "true"}});
+    if (!set.ok()) return set;
+  }
+  uint64_t running = on ? 0 : 1;
+  while (running > 0) {
+    if (!db->GetIntProperty(rocksdb::DB::Properties::kNumRunningCompactions, &running)) break;
+    if (running > 0) absl::SleepFor(absl::Milliseconds(1));
+  }
+  return rocksdb::Status::OK();
+}
+
+// Looks at the directory, since RocksDB's threads delete files on their own, after the change that
+// made them needless is visible. Files that are being written count too: they may be of a
+// compaction that began before.
+rocksdb::Status RocksDbStore::Rep::WaitForDeletions() {
+  constexpr absl::Duration kPatience = absl::Seconds(60);
+  const absl::Time end = absl::Now() + kPatience;
+  std::vector<std::string> live;
+  uint64_t manifest_bytes = 0;
+  if (rocksdb::Status s = db->GetLiveFiles(live, &manifest_bytes, false); !s.ok()) return s;
+  uint64_t newest = 0;  // what is newer was begun after the user was gone
+  for (const std::string& file : live) newest = std::max(newest, FileNumber(file));
+  for (;;) {
+    rocksdb::VectorLogPtr logs;
+    std::vector<rocksdb::Env::FileAttributes> files;
+    rocksdb::Status status = db->GetLiveFiles(live, &manifest_bytes, false);
+    if (status.ok()) status = db->GetSortedWalFiles(logs);
+    if (status.ok()) status = db->GetEnv()->GetChildrenFileAttributes(dir, &files);
+    if (!status.ok()) return status;
+    absl::flat_hash_set<uint64_t> used;
+    for (const std::string& file : live) used.insert(FileNumber(file));
+    for (const auto& log : logs) used.insert(log->LogNumber());
+    // An empty log, such as a new one, is not among those listed, and holds nothing.
+    const bool done = std::none_of(files.begin(), files.end(), [&](const auto& file) {
+      const uint64_t number = FileNumber(file.name);
+      return number > 0 && number <= newest && file.size_bytes > 0 && !used.contains(number);
+    });
+    if (done) return status;
+    if (absl::Now() > end) return rocksdb::Status::TimedOut("old files are still in use");
+    absl::SleepFor(absl::Milliseconds(2));
+  }
 }
 
 // RocksDB does not go on after most failed writes. Opened anew, the log is what the disk has.
@@ -475,6 +545,31 @@ absl::Status RocksDbStore::ForEachUser(const std::function<bool(std::string_view
   return StatusOf(iterator->status(), "list users");
 }
 
+absl::Status RocksDbStore::ForEachState(
+    const std::function<bool(const StoredState&)>& visitor) const {
+  const Rep::Use use = rep_->Reading();
+  if (!use.status.ok()) return use.status;
+  rocksdb::ReadOptions read;
+  read.total_order_seek = true;
+  std::unique_ptr<rocksdb::Iterator> iterator(
+      rep_->db->NewIterator(read, rep_->families[kStatesFamily]));
+  StateRecord record;
+  for (iterator->SeekToFirst(); iterator->Valid(); iterator->Next()) {
+    const std::string_view key = StdView(iterator->key());
+    const std::string key_hex = absl::BytesToHexString(View(key));
+    StoredState state;
+    state.key_hex = key_hex;
+    const std::string_view model = key.substr(UserPrefixBytes(key));
+    if (const auto user_id = UserOfKey(key); user_id && model.size() == kFingerprintDigits / 2) {
+      state.user_id = *user_id;
+      state.fingerprint = std::string_view(key_hex).substr(key_hex.size() - kFingerprintDigits);
+    }
+    if (DecodeState(key, StdView(iterator->value()), record)) state.record = &record;
+    if (!visitor(state)) return absl::OkStatus();
+  }
+  return StatusOf(iterator->status(), "list states");
+}
+
 absl::StatusOr<std::optional<StateRecord>> RocksDbStore::Get(std::string_view user_id,
                                                              std::string_view fingerprint) const {
   const Rep::Use use = rep_->Reading();
@@ -562,6 +657,60 @@ absl::StatusOr<DeletedUser> RocksDbStore::DeleteUser(std::string_view user_id) {
   write.sync = true;
   if (absl::Status s = StatusOf(rep_->db->Write(write, &writes), "delete user"); !s.ok()) return s;
   return deleted;
+}
+
+absl::Status RocksDbStore::PurgeDeleted(std::string_view user_id) {
+  const Rep::Use use = rep_->Writing();
+  if (!use.status.ok()) return use.status;
+  if (absl::Status id = CheckId("user_id", user_id); !id.ok()) return id;
+  const std::string begin = UserPrefix(user_id);
+  const std::string end = PrefixEnd(begin);
+  const rocksdb::Slice begin_slice(begin);
+  const rocksdb::Slice end_slice(end);
+  const std::lock_guard purge(rep_->purge_mutex);
+  rocksdb::Status status = rep_->SetAutoCompactions(false);
+  const absl::Cleanup resume = [&] { (void)rep_->SetAutoCompactions(true); };
+  // Out of the log into tables; then out of the tables, down to the last level, where tombstones
+  // go too.
+  if (status.ok()) status = rep_->db->Flush({}, rep_->families);
+  rocksdb::CompactRangeOptions compact;
+  compact.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
+  for (const ColumnFamily family : {kEventsFamily, kStatesFamily}) {
+    if (!status.ok()) break;
+    status = rep_->db->CompactRange(compact, rep_->families[family], &begin_slice, &end_slice);
+  }
+  // The manifest names the first and last key of every table. It is begun anew with each change
+  // (max_manifest_file_size), with the state before that change: one more, and it has forgotten.
+  rocksdb::WriteOptions write;
+  if (status.ok()) status = rep_->db->Put(write, rep_->families[kMetaFamily], kProbeKey, "");
+  if (status.ok()) status = rep_->db->Flush({}, rep_->families[kMetaFamily]);
+  if (status.ok()) status = rep_->WaitForDeletions();
+  return StatusOf(status, absl::StrCat("purge what was user ", Quoted(user_id)));
+}
+
+absl::StatusOr<Backup> RocksDbStore::CreateBackup(const std::string& dir) {
+  const Rep::Use use = rep_->Writing();
+  if (!use.status.ok()) return use.status;
+  rocksdb::Env* env = rep_->db->GetEnv();
+  if (env->FileExists(dir).ok()) {
+    return absl::AlreadyExistsError(absl::StrCat("backup ", dir, " exists: name a new directory"));
+  }
+  rocksdb::Checkpoint* opened = nullptr;
+  rocksdb::Status status = rocksdb::Checkpoint::Create(rep_->db.get(), &opened);
+  const std::unique_ptr<rocksdb::Checkpoint> checkpoint(opened);
+  // Flushes first, which takes in the states, and copies the log of what comes meanwhile.
+  if (status.ok()) status = checkpoint->CreateCheckpoint(dir);
+  if (status.ok()) status = SyncParent(env, dir);
+  std::vector<rocksdb::Env::FileAttributes> files;
+  if (status.ok()) status = env->GetChildrenFileAttributes(dir, &files);
+  if (!status.ok()) return StatusOf(status, absl::StrCat("create backup ", dir));
+  Backup backup;
+  for (const rocksdb::Env::FileAttributes& file : files) {
+    if (file.name == "." || file.name == "..") continue;
+    ++backup.files;
+    backup.bytes += file.size_bytes;
+  }
+  return backup;
 }
 
 absl::Status RocksDbStore::Rep::WriteProbe() {

@@ -31,6 +31,18 @@ struct StoreStats {
   uint64_t append_failures = 0;  // Append calls that the disk refused
 };
 
+struct StoredState {
+  std::string_view user_id;      // empty if the key is malformed
+  std::string_view fingerprint;  // of the model, 32 hex digits; empty if the key is malformed
+  std::string_view key_hex;
+  const StateRecord* record = nullptr;  // null if a check failed
+};
+
+struct Backup {
+  uint64_t files = 0;
+  uint64_t bytes = 0;
+};
+
 struct DeletedUser {
   uint64_t events = 0;
   uint64_t states = 0;
@@ -57,6 +69,20 @@ class RocksDbStore final : public EventLog, public StateStore {
 
   // Removes the user's events and the states of all models, durably and atomically.
   absl::StatusOr<DeletedUser> DeleteUser(std::string_view user_id);
+
+  // After DeleteUser: rewrites what else holds the user's bytes, so that no file of the store does:
+  // tables, logs, manifest. Takes a flush and the compaction of the tables in which the user lay.
+  // Waits, up to a minute (then UNAVAILABLE), for readers who have such a file open and for
+  // compactions that read one. Safe beside everything.
+  absl::Status PurgeDeleted(std::string_view user_id);
+
+  // Visits all checkpoints in key order until the visitor returns false.
+  absl::Status ForEachState(const std::function<bool(const StoredState&)>& visitor) const;
+
+  // Makes `dir`, which must not exist (ALREADY_EXISTS) but whose parent must, a store of its own
+  // that holds every event appended and every state put before the call, and perhaps some of those
+  // meanwhile. Durable when it returns. Appends go on; on one file system tables are hard links.
+  absl::StatusOr<Backup> CreateBackup(const std::string& dir);
 
   // OK if writes are possible: a small synced write and RocksDB's background error state. After a
   // failed write it brings the store back once the disk takes data again, if need be by opening the

@@ -11,8 +11,9 @@
 namespace tim4rec {
 
 int RunCommandLine(int argc, char** argv) {
-  CLI::App app("Sequential recommendation with a state-space model: trains, measures, recommends.",
-               "tim4rec");
+  CLI::App app(
+      "Sequential recommendation with a state-space model: trains, measures, recommends, verifies.",
+      "tim4rec");
   app.require_subcommand(1);
   app.option_defaults()->always_capture_default();
   app.get_formatter()->column_width(36);
@@ -21,6 +22,7 @@ int RunCommandLine(int argc, char** argv) {
   AddEvaluateCommand(&app, &status);
   AddRecommendCommand(&app, &status);
   AddImportCommand(&app, &status);
+  AddVerifyCommand(&app, &status);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

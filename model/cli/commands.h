@@ -16,6 +16,7 @@ void AddTrainCommand(CLI::App* app, absl::Status* status);
 void AddEvaluateCommand(CLI::App* app, absl::Status* status);
 void AddRecommendCommand(CLI::App* app, absl::Status* status);
 void AddImportCommand(CLI::App* app, absl::Status* status);
+void AddVerifyCommand(CLI::App* app, absl::Status* status);
 
 }  // namespace tim4rec
 

@@ -7,8 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
-#include "rocksdb/db.h"
 #include "store/record_codec.h"
+#include "tests/store/raw_database.h"
 #include "tests/store/store_contract.h"
 #include "tests/store/store_fixture.h"
 
@@ -37,41 +37,9 @@ INSTANTIATE_TEST_SUITE_P(RocksDb, StoreContract,
                              "RocksDb", [] { return std::make_unique<RocksDbUnderTest>(); }}),
                          [](const auto& info) { return info.param.name; });
 
-// The database without the store around it, to damage it as no disk checksum would notice.
-class RawDatabase {
- public:
-  explicit RawDatabase(const std::string& dir) {
-    rocksdb::Options options;
-    std::vector<rocksdb::ColumnFamilyDescriptor> families;
-    for (const char* name : {"default", "events", "states", "meta"}) {
-      families.push_back({name, rocksdb::ColumnFamilyOptions()});
-    }
-    rocksdb::DB* db = nullptr;
-    const rocksdb::Status opened = rocksdb::DB::Open(options, dir, families, &handles_, &db);
-    EXPECT_TRUE(opened.ok()) << opened.ToString();
-    db_.reset(db);
-  }
-  ~RawDatabase() {
-    for (auto* handle : handles_) db_->DestroyColumnFamilyHandle(handle);
-  }
-  void Put(int family, const std::string& key, const std::string& value) {
-    EXPECT_TRUE(db_->Put({}, handles_[family], key, value).ok());
-  }
-  std::string Get(int family, const std::string& key) {
-    std::string value;
-    EXPECT_TRUE(db_->Get({}, handles_[family], key, &value).ok());
-    return value;
-  }
-
- private:
-  std::unique_ptr<rocksdb::DB> db_;
-  std::vector<rocksdb::ColumnFamilyHandle*> handles_;
-};
-constexpr int kEvents = 1;
-constexpr int kStates = 2;
-constexpr int kMeta = 3;
-
-void FlipMiddleBit(std::string& value) { value[value.size() / 2] ^= 1; }
+constexpr int kEvents = RawDatabase::kEvents;
+constexpr int kStates = RawDatabase::kStates;
+constexpr int kMeta = RawDatabase::kMeta;
 
 TEST(RocksDbStore, DamagedEventIsDataLossNamingTheUser) {
   ScratchDir dir;

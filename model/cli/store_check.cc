@@ -1,0 +1,155 @@
+#include "model/cli/store_check.h"
+
+#include <optional>
+#include <set>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "model/engine/state_check.h"
+
+namespace tim4rec {
+namespace {
+
+class Checker {
+ public:
+  Checker(const RocksDbStore& store, const Engine& engine, const FaultVisitor& on_fault)
+      : store_(store), engine_(engine), on_fault_(on_fault) {}
+
+  absl::Status CheckAll() {
+    absl::Status checked;
+    absl::Status listed = store_.ForEachUser([&](std::string_view user_id) {
+      checked = CheckUser(std::string(user_id));
+      return checked.ok();
+    });
+    if (!checked.ok()) return checked;
+    return listed.ok() ? CheckStates("") : listed;
+  }
+
+  // The user's log, and that the model's checkpoint is its fold.
+  absl::Status CheckUser(const std::string& user_id) {
+    auto stored = store_.Get(user_id, engine_.fingerprint());
+    if (!stored.ok()) return stored.status();  // a damaged record is found by CheckStates
+    const std::optional<StateRecord>& state = *stored;
+
+    std::vector<FoldEvent> fold;
+    std::optional<size_t> covered;  // how much of `fold` the checkpoint covers
+    Lineage lineage;
+    FoldPlace last;
+    std::set<Position> positions;
+    const auto compare = [&] {
+      if (state && lineage == state->lineage) covered = fold.size();
+    };
+    compare();
+    absl::Status read = store_.Read(user_id, [&](std::string_view position, const Event& event) {
+      CheckPlace(user_id, position, event, &last, &positions);
+      ++result.events;
+      lineage.Extend(position, event.item_id);
+      if (const auto item = engine_.catalog().Find(event.item_id)) {
+        fold.push_back({*item, FoldTimeMs(event)});
+      } else {
+        ++result.unknown_items;
+      }
+      compare();
+      return true;
+    });
+    if (lineage.event_count > 0 || !read.ok()) ++result.users;
+    if (absl::IsDataLoss(read)) {
+      Fault(user_id, std::string(read.message()));
+      return absl::OkStatus();
+    }
+    if (!read.ok() || !state) return read;
+    if (!covered) {
+      // Of a user without events CheckStates tells.
+      if (lineage.event_count > 0) ++result.stale_states;
+      return absl::OkStatus();
+    }
+    return Compare(user_id, *state, std::span(fold).first(*covered));
+  }
+
+  // Every checkpoint record by itself, of one user or (empty) of all.
+  absl::Status CheckStates(std::string_view only_user) {
+    absl::Status looked;
+    const absl::Status listed = store_.ForEachState([&](const StoredState& state) {
+      if (!only_user.empty() && state.user_id != only_user) return true;
+      if (state.record == nullptr) {
+        Fault(state.user_id, absl::StrCat("the checkpoint with key ", std::string(state.key_hex),
+                                          " fails its checks"));
+        return true;
+      }
+      if (state.fingerprint != engine_.fingerprint()) ++result.other_models_states;
+      bool has_events = false;
+      looked = store_.Read(state.user_id, [&](std::string_view, const Event&) {
+        has_events = true;
+        return false;
+      });
+      if (absl::IsDataLoss(looked))
+        looked = absl::OkStatus();  // told by CheckUser
+      else if (looked.ok() && !has_events) {
+        Fault(state.user_id,
+              absl::StrCat("the checkpoint of model ", std::string(state.fingerprint), " covers ",
+                           state.record->lineage.event_count, " events, and the user has none"));
+      }
+      return looked.ok();
+    });
+    return looked.ok() ? listed : looked;
+  }
+
+  StoreCheck result;
+
+ private:
+  void Fault(std::string_view user_id, const std::string& fault) {
+    ++result.faults;
+    on_fault_(user_id, fault);
+  }
+
+  void CheckPlace(const std::string& user_id, std::string_view position, const Event& event,
+                  FoldPlace* last, std::set<Position>* positions) {
+    const auto named = [&] {
+      return absl::StrCat("the event of item '", event.item_id, "' at ", event.timestamp_ms,
+                          " ms ");
+    };
+    if (position != PositionOf(event)) Fault(user_id, named() + "is not at its own position");
+    if (!positions->emplace(position).second) Fault(user_id, named() + "is there twice");
+    FoldPlace place = FoldPlaceOf(event);
+    if (place <= *last) Fault(user_id, named() + "shares its place in the fold order");
+    *last = std::move(place);
+  }
+
+  absl::Status Compare(const std::string& user_id, const StateRecord& state,
+                       std::span<const FoldEvent> events) {
+    const auto folded = FoldFromZero(engine_, events);
+    if (!folded.ok()) return folded.status();
+    const std::string difference = FirstDifference(engine_.config(), *folded, state.payload);
+    if (difference.empty()) {
+      ++result.equal_states;
+    } else {
+      Fault(user_id, absl::StrCat("the checkpoint after ", state.lineage.event_count,
+                                  " events differs from the fold of the log: ", difference));
+    }
+    return absl::OkStatus();
+  }
+
+  const RocksDbStore& store_;
+  const Engine& engine_;
+  const FaultVisitor& on_fault_;
+};
+
+}  // namespace
+
+absl::StatusOr<StoreCheck> CheckStore(const RocksDbStore& store, const Engine& engine,
+                                      const std::string& only_user, const FaultVisitor& on_fault) {
+  Checker checker(store, engine, on_fault);
+  absl::Status checked;
+  if (only_user.empty()) {
+    checked = checker.CheckAll();
+  } else {
+    checked = checker.CheckUser(only_user);
+    if (checked.ok()) checked = checker.CheckStates(only_user);
+  }
+  if (!checked.ok()) return checked;
+  return checker.result;
+}
+
+}  // namespace tim4rec

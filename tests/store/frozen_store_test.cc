@@ -1,0 +1,111 @@
+// Stores of every format version that was released are read for ever. testdata/formatN was written
+// by the write_frozen_store of then.
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "gmock/gmock.h"
+#include "store/record_codec.h"
+#include "tests/store/raw_database.h"
+#include "tests/store/store_dump.h"
+#include "tests/store/store_fixture.h"
+
+namespace tim4rec {
+namespace {
+
+using testing::ElementsAre;
+
+const std::string kData = TIM4REC_SOURCE_DIR "/tests/store/testdata/";
+
+class FrozenStore : public testing::TestWithParam<std::string> {
+ protected:
+  FrozenStore() {
+    std::filesystem::copy(kData + GetParam() + "/store", dir_.store(),
+                          std::filesystem::copy_options::recursive);
+    for (const auto& file : std::filesystem::directory_iterator(dir_.store())) {
+      std::filesystem::permissions(file.path(), std::filesystem::perms::owner_write,
+                                   std::filesystem::perm_options::add);
+    }
+    std::ifstream file(kData + GetParam() + "/expected.txt");
+    std::stringstream text;
+    text << file.rdbuf();
+    expected_ = text.str();
+  }
+
+  ScratchDir dir_;
+  std::string expected_;
+};
+
+TEST_P(FrozenStore, IsReadAsItWasWritten) {
+  ASSERT_FALSE(expected_.empty());
+  for (const bool read_only : {true, false, false}) {
+    RocksDbStoreOptions options = SmallOptions();
+    options.read_only = read_only;
+    options.create_if_missing = false;
+    auto store = OpenStore(dir_.store(), options);
+    ASSERT_NE(store, nullptr);
+    const auto dump = DumpStore(*store);
+    ASSERT_TRUE(dump.ok()) << dump.status();
+    EXPECT_EQ(*dump, expected_);
+  }
+}
+
+TEST_P(FrozenStore, HoldsStatesOfBothLayouts) {
+  auto store = OpenStore(dir_.store());
+  std::vector<size_t> sizes;
+  const absl::Status listed = store->ForEachState([&](const StoredState& state) {
+    if (state.user_id != "alice") return true;
+    const std::string& payload = state.record->payload;
+    sizes.push_back(payload.size());
+    int64_t last_timestamp_ms = 0;
+    int64_t folded = 0;
+    std::memcpy(&last_timestamp_ms, payload.data(), 8);
+    std::memcpy(&folded, payload.data() + 8, 8);
+    EXPECT_EQ(last_timestamp_ms, 1'700'000'000'000);
+    EXPECT_EQ(folded, 4);
+    EXPECT_EQ(state.record->lineage.event_count, 4u);
+    return true;
+  });
+  EXPECT_TRUE(listed.ok()) << listed;
+  EXPECT_EQ(sizes.size(), 2u);
+  EXPECT_NE(sizes.front(), sizes.back());
+}
+
+TEST_P(FrozenStore, TakesNewEventsAndKnowsTheOld) {
+  auto store = OpenStore(dir_.store());
+  const auto outcomes =
+      AppendTo(*store, "alice", {{"item1", -1, "e7"}, {"item4", 5, "late"}, {"item1", 0, ""}});
+  ASSERT_TRUE(outcomes.ok()) << outcomes.status();
+  EXPECT_THAT(*outcomes, ElementsAre(AppendOutcome::kDuplicate, AppendOutcome::kDuplicate,
+                                     AppendOutcome::kAdded));
+  EXPECT_EQ(ReadAll(*store, "alice").size(), 5u);
+  ASSERT_TRUE(store->DeleteUser("alice").ok());
+  EXPECT_TRUE(ReadAll(*store, "alice").empty());
+}
+
+TEST_P(FrozenStore, SaysItsFormatVersion) {
+  RawDatabase raw(dir_.store());
+  const auto format = DecodeFormatVersion(raw.Get(RawDatabase::kMeta, "format"));
+  ASSERT_TRUE(format.has_value());
+  EXPECT_EQ("format" + std::to_string(format->version), GetParam());
+  EXPECT_EQ(raw.Get(RawDatabase::kMeta, "probe"), "");
+}
+
+std::vector<std::string> Formats() {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(kData)) {
+    names.push_back(entry.path().filename().string());
+  }
+  return names;
+}
+
+INSTANTIATE_TEST_SUITE_P(Released, FrozenStore, testing::ValuesIn(Formats()),
+                         [](const auto& info) { return info.param; });
+
+TEST(FrozenStores, ThereIsOneOfEveryVersion) {
+  EXPECT_EQ(Formats().size(), static_cast<size_t>(kFormatVersion));
+}
+
+}  // namespace
+}  // namespace tim4rec

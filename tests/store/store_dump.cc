@@ -1,0 +1,48 @@
+#include "tests/store/store_dump.h"
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+
+namespace tim4rec {
+namespace {
+
+std::string Hex(std::string_view bytes) {
+  return absl::BytesToHexString(absl::string_view(bytes.data(), bytes.size()));
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> DumpStore(const RocksDbStore& store) {
+  std::string text;
+  absl::Status read;
+  absl::Status listed = store.ForEachUser([&](std::string_view user_id) {
+    read = store.Read(user_id, [&](std::string_view position, const Event& event) {
+      absl::StrAppend(&text, "event user=", Hex(user_id), " position=", Hex(position),
+                      " timestamp_ms=", event.timestamp_ms, " item=", Hex(event.item_id),
+                      " event_id=", Hex(event.event_id), " behind=", Hex(event.late.position),
+                      " rank=", event.late.rank, "\n");
+      return true;
+    });
+    return read.ok();
+  });
+  if (!read.ok()) return read;
+  if (!listed.ok()) return listed;
+  bool sound = true;
+  listed = store.ForEachState([&](const StoredState& state) {
+    sound = state.record != nullptr;
+    if (!sound) return false;
+    const Lineage& lineage = state.record->lineage;
+    absl::StrAppend(
+        &text, "state user=", Hex(state.user_id), " model=", std::string(state.fingerprint),
+        " events=", lineage.event_count, " watermark=", Hex(lineage.watermark),
+        " hash=", absl::Hex(lineage.hash[1], absl::kZeroPad16),
+        absl::Hex(lineage.hash[0], absl::kZeroPad16), " truncated=", lineage.log_truncated ? 1 : 0,
+        " payload=", Hex(state.record->payload), "\n");
+    return true;
+  });
+  if (!listed.ok()) return listed;
+  if (!sound) return absl::DataLossError("a checkpoint fails its checks");
+  return text;
+}
+
+}  // namespace tim4rec
