@@ -140,7 +140,8 @@ void Server::Rep::StartPipeline() {
   pipeline = std::make_unique<Pipeline>(
       options,
       PipelineDeps{models.get(), store.get(), store.get(),
-                   [this](std::string_view user) { return store->DeleteUser(user); }, &metrics});
+                   [this](std::string_view user) { return store->DeleteUser(user); },
+                   [this](std::string_view user) { return store->PurgeDeleted(user); }, &metrics});
   service_deps = {models.get(), pipeline.get(), &metrics,
                   RequestLimits{config.limits.max_clock_skew_ms, config.limits.max_interactions,
                                 config.limits.max_item_ids, config.limits.max_stream_batches},
@@ -161,14 +162,14 @@ absl::Status Server::Rep::StartAdmin() {
   swap = std::make_unique<ModelSwap>(
       ModelSwap::Options{config.model.backend, absl::Milliseconds(config.model.keep_states_ms)},
       ModelSwap::Deps{models.get(), pipeline.get(), store.get(), &metrics, &BuiltinBackends()});
-  admin_service =
-      std::make_unique<AdminService>(AdminDeps{service_deps, swap.get(), config.ToYaml(),
-                                               [this](absl::Duration timeout) {
-                                                 drain_timeout_ms =
-                                                     absl::ToInt64Milliseconds(timeout);
-                                                 request_drain();
-                                               },
-                                               absl::Milliseconds(config.server.drain_timeout_ms)});
+  admin_service = std::make_unique<AdminService>(
+      AdminDeps{service_deps, swap.get(), config.ToYaml(),
+                [this](const std::string& dir) { return store->CreateBackup(dir); },
+                [this](absl::Duration timeout) {
+                  drain_timeout_ms = absl::ToInt64Milliseconds(timeout);
+                  request_drain();
+                },
+                absl::Milliseconds(config.server.drain_timeout_ms)});
   auto started = Listen("admin_listen", config.admin_listen, admin_service.get(),
                         config.limits.max_message_bytes, &admin_address);
   if (!started.ok()) return started.status();

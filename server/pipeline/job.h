@@ -40,8 +40,10 @@ struct RecommendCommand {
   bool candidates_only = false;
   std::vector<int32_t> candidates;  // ascending, distinct
   uint64_t min_state_version = 0;
+  bool may_wait = false;  // for min_state_version; the worker decides
 
   // Answer.
+  bool waits = false;  // no answer yet: min_state_version is not reached
   std::vector<ScoredItem> items;
   uint64_t state_version = 0;
   uint64_t event_count = 0;   // of items the model knows
@@ -63,11 +65,22 @@ struct GetUserCommand {
 };
 
 struct DeleteUserCommand {
+  bool purge = false;   // also rewrite the files that held the user
   DeletedUser removed;  // answer
 };
 
+struct VerifyUserCommand {
+  // Answer.
+  bool resident_compared = false;  // the user was resident
+  bool resident_equal = false;
+  bool checkpoint_compared = false;  // there was one that covers a beginning of the log
+  bool checkpoint_equal = false;
+  uint64_t event_count = 0;
+  std::string difference;  // the first; empty if there is none
+};
+
 // Filled in by the service, completed by the pipeline. A job has `record`, `recommend` or both, or
-// `get_user`, or `delete_user`.
+// `get_user`, or `delete_user`, or `verify_user`.
 struct Job {
   virtual ~Job() = default;
 
@@ -86,6 +99,7 @@ struct Job {
   std::optional<RecommendCommand> recommend;
   std::optional<GetUserCommand> get_user;
   std::optional<DeleteUserCommand> delete_user;
+  std::optional<VerifyUserCommand> verify_user;
 
   absl::Status status;
 };

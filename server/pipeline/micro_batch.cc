@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/pipeline/history.h"
+#include "server/pipeline/verify_user.h"
 #include "server/telemetry/log.h"
 
 namespace tim4rec {
@@ -45,7 +46,7 @@ bool MicroBatch::Add(Job* job) {
   return true;
 }
 
-void MicroBatch::Execute() {
+std::vector<Job*> MicroBatch::Execute() {
   deps_.residents->FollowLog(deps_.log->generation());
   if (deps_.late_policy != LatePolicy::kRefold) {
     for (UserWork& work : works_) PlaceLate(&work);
@@ -64,7 +65,7 @@ void MicroBatch::Execute() {
     Fold(*model);
     Rank(*model);
   }
-  Finish();
+  return Finish();
 }
 
 // An event is late if it lies before one that the log held, or that an earlier request of the batch
@@ -223,8 +224,10 @@ void MicroBatch::NoteAdded(const UserWork& work) {
 }
 
 void MicroBatch::PrepareUser(UserWork* work) {
-  const bool needed = std::any_of(work->jobs.begin(), work->jobs.end(), [](const Job* job) {
-    return job->status.ok() && (job->record || job->recommend);
+  const bool resident = deps_.residents->Peek(*work->model, work->user_id) != nullptr;
+  const bool needed = std::any_of(work->jobs.begin(), work->jobs.end(), [&](const Job* job) {
+    // A verification brings a resident up to date, and loads nobody.
+    return job->status.ok() && (job->record || job->recommend || (job->verify_user && resident));
   });
   if (!needed) return;
   work->resident = deps_.residents->Use(*work->model, work->user_id);
@@ -338,6 +341,10 @@ void MicroBatch::PrepareRead(UserWork* work, Job* job) {
   RecommendCommand& command = *job->recommend;
   const Resident* resident = work->resident;
   const uint64_t version = resident == nullptr ? 0 : resident->lineage.event_count;
+  if (version < command.min_state_version && command.may_wait) {
+    command.waits = true;
+    return;
+  }
   if (version < command.min_state_version) {
     job->status =
         absl::FailedPreconditionError(absl::StrCat("min_state_version: ", command.min_state_version,
@@ -527,38 +534,55 @@ void MicroBatch::ReadUser(const UserWork& work, Job* job) {
   });
 }
 
-void MicroBatch::Finish() {
+void MicroBatch::Count(const RecordCommand& record) const {
+  for (const EventOutcome outcome : record.outcomes) {
+    switch (outcome) {
+      case EventOutcome::kApplied:
+        deps_.metrics->events_applied->Increment();
+        break;
+      case EventOutcome::kDuplicate:
+        deps_.metrics->events_duplicate->Increment();
+        break;
+      case EventOutcome::kLateRefolded:
+        deps_.metrics->events_late_refolded->Increment();
+        break;
+      case EventOutcome::kUnknownItem:
+        deps_.metrics->events_unknown_item->Increment();
+        break;
+      case EventOutcome::kLateRejected:
+        deps_.metrics->events_rejected->Increment();
+        break;
+    }
+  }
+}
+
+std::vector<Job*> MicroBatch::Finish() {
   for (const UserWork& work : works_) {
     for (Job* job : work.jobs) {
-      if (job->status.ok() && (job->record || job->recommend)) job->status = work.status;
+      if (job->status.ok() && !job->get_user) job->status = work.status;
       if (!job->status.ok()) continue;
       if (job->get_user) ReadUser(work, job);
+      if (job->verify_user) {
+        job->status =
+            VerifyUser(*work.model->engine, *deps_.log, *deps_.states, work.user_id,
+                       deps_.residents->Peek(*work.model, work.user_id), &*job->verify_user);
+      }
       if (!job->record) continue;
       job->record->state_version =
           work.resident == nullptr ? 0 : work.resident->lineage.event_count;
-      for (const EventOutcome outcome : job->record->outcomes) {
-        switch (outcome) {
-          case EventOutcome::kApplied:
-            deps_.metrics->events_applied->Increment();
-            break;
-          case EventOutcome::kDuplicate:
-            deps_.metrics->events_duplicate->Increment();
-            break;
-          case EventOutcome::kLateRefolded:
-            deps_.metrics->events_late_refolded->Increment();
-            break;
-          case EventOutcome::kUnknownItem:
-            deps_.metrics->events_unknown_item->Increment();
-            break;
-          case EventOutcome::kLateRejected:
-            deps_.metrics->events_rejected->Increment();
-            break;
-        }
-      }
+      Count(*job->record);
     }
   }
   // The users' ids belong to the jobs: nothing of the batch is read once they are complete.
-  for (Job* job : jobs_) job->Complete();
+  std::vector<Job*> waiting;
+  for (Job* job : jobs_) {
+    if (job->status.ok() && job->recommend && job->recommend->waits) {
+      waiting.push_back(job);
+    } else {
+      job->Complete();
+    }
+  }
+  return waiting;
 }
 
 }  // namespace tim4rec

@@ -44,8 +44,8 @@ class MicroBatch {
   // model: run it first. Takes no delete_user jobs.
   bool Add(Job* job);
 
-  // Computes and completes every job.
-  void Execute();
+  // Computes and completes every job but those that it returns: recommendations that wait.
+  std::vector<Job*> Execute();
 
  private:
   struct AddedEvent {
@@ -114,7 +114,8 @@ class MicroBatch {
   void Rank(const LoadedModel& model);
   void RankByPopularity(Read* read);
   void ReadUser(const UserWork& work, Job* job);
-  void Finish();
+  void Count(const RecordCommand& record) const;
+  std::vector<Job*> Finish();
 
   const Deps deps_;
   const int64_t now_ms_;

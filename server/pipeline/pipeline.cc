@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
+#include "server/pipeline/purger.h"
 #include "server/pipeline/worker.h"
 
 namespace tim4rec {
@@ -23,11 +24,14 @@ uint64_t PartitionOf(std::string_view user_id) {
 }
 
 Pipeline::Pipeline(const PipelineOptions& options, const PipelineDeps& deps)
-    : models_(deps.models), states_(deps.states) {
+    : models_(deps.models),
+      states_(deps.states),
+      purger_(std::make_unique<Purger>(deps.purge_user)) {
   const int workers = std::max(1, options.workers);
   for (int i = 0; i < workers; ++i) {
-    workers_.push_back(std::make_unique<Worker>(
-        i, std::max<int64_t>(1, options.max_resident_users / workers), options, deps));
+    workers_.push_back(
+        std::make_unique<Worker>(i, std::max<int64_t>(1, options.max_resident_users / workers),
+                                 options, deps, purger_.get()));
   }
 }
 
@@ -76,6 +80,7 @@ std::vector<std::shared_ptr<Order>> Pipeline::Post(const ModelHandle& from, cons
 absl::Status Pipeline::Drain() {
   for (const auto& worker : workers_) worker->Close();
   for (const auto& worker : workers_) worker->Join();
+  purger_.reset();
   return states_->Flush();
 }
 

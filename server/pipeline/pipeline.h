@@ -4,7 +4,8 @@
 // events are folded in order without locks. A worker takes whatever is waiting (up to max_batch)
 // and never waits for more. In a batch: all Records (one append to the log, synced if one of them
 // asks for it), one fold over all users, then all reads, then the answers; a DeleteUser is a
-// barrier.
+// barrier. A recommendation whose min_state_version is not reached waits, as long
+// as its deadline allows, while others go on.
 #ifndef TIM4REC_SERVER_PIPELINE_PIPELINE_H_
 #define TIM4REC_SERVER_PIPELINE_PIPELINE_H_
 
@@ -49,6 +50,8 @@ struct PipelineDeps {
   EventLog* log;
   StateStore* states;
   std::function<absl::StatusOr<DeletedUser>(std::string_view user_id)> delete_user;
+  std::function<absl::Status(std::string_view user_id)>
+      purge_user;  // after delete_user; any thread
   Metrics* metrics;
 };
 
@@ -57,6 +60,7 @@ inline constexpr uint64_t kPartitions = 256;
 // XXH3 (64 bits, seed 0) of the user id modulo kPartitions. Stable over releases and machines.
 uint64_t PartitionOf(std::string_view user_id);
 
+class Purger;
 class Worker;
 struct Order;
 
@@ -95,6 +99,7 @@ class Pipeline {
 
   const Models* models_;
   StateStore* states_;
+  std::unique_ptr<Purger> purger_;
   std::vector<std::unique_ptr<Worker>> workers_;
 };
 

@@ -17,13 +17,22 @@ namespace {
 constexpr int kRefoldRest = 19;
 constexpr absl::Duration kIdle = absl::Milliseconds(50);
 
+// Until when a job may wait, so that its answer reaches the client before its deadline does; `now`
+// if it has none.
+absl::Time GiveUp(const Job& job, absl::Time now) {
+  if (job.deadline == absl::InfiniteFuture()) return now;
+  const absl::Duration left = job.deadline - now;
+  return job.deadline - std::clamp(left / 10, absl::Milliseconds(2), absl::Milliseconds(100));
+}
+
 }  // namespace
 
 Worker::Worker(int index, int64_t capacity, const PipelineOptions& options,
-               const PipelineDeps& deps)
+               const PipelineDeps& deps, Purger* purger)
     : options_(options),
       deps_(deps),
       depth_(deps.metrics->QueueDepth(index)),
+      purger_(purger),
       residents_({deps.states, deps.metrics}, capacity, options.checkpoint_group),
       next_checkpoint_(options.checkpoint_interval > absl::ZeroDuration()
                            ? absl::Now() + options.checkpoint_interval
@@ -100,11 +109,16 @@ bool Worker::Take(absl::Time until, std::vector<Job*>* batch) {
 void Worker::Run() {
   std::vector<Job*> batch;
   while (Take(NextWake(), &batch)) {
-    if (!batch.empty()) RunBatch(batch);
+    if (!batch.empty()) RunBatch(batch, /*may_wait=*/true);
+    RunWaiting();
     TakeOrders();
     ReleaseSome();
     RefoldSome();
     CheckpointIfDue();
+  }
+  for (const Waiting& waiting : waiting_jobs_) {
+    waiting.job->status = absl::UnavailableError("the server is draining; try another one");
+    waiting.job->Complete();
   }
   while (residents_.dirty_count() > 0 && residents_.CheckpointSome().ok()) {
   }
@@ -115,6 +129,11 @@ absl::Time Worker::NextWake() const {
   if (checkpoints_left_ > 0 || releasing_) return absl::InfinitePast();
   absl::Time next = std::min(next_checkpoint_, residents_.next_release());
   if (!refolds_.empty()) next = std::min(next, next_refold_);
+  if (waiting_jobs_.empty()) return next;
+  const absl::Time now = options_.clock();
+  for (const Waiting& waiting : waiting_jobs_) {
+    next = std::min(next, absl::Now() + (waiting.give_up - now));
+  }
   return next;
 }
 
@@ -169,6 +188,30 @@ void Worker::EndOrders() {
   releases_.clear();
 }
 
+void Worker::RunWaiting() {
+  if (waiting_jobs_.empty()) return;
+  const absl::Time now = options_.clock();
+  std::vector<Job*> ready;
+  std::vector<Job*> expired;
+  const auto is_due = [&](const Waiting& waiting) {
+    const Job& job = *waiting.job;
+    const Resident* resident = residents_.Peek(*job.model, job.user_id);
+    if (now >= waiting.give_up || job.cancelled.load(std::memory_order_relaxed)) {
+      expired.push_back(waiting.job);
+    } else if (resident != nullptr && (resident->behind || resident->lineage.event_count >=
+                                                               job.recommend->min_state_version)) {
+      ready.push_back(waiting.job);
+    } else {
+      return false;
+    }
+    return true;
+  };
+  waiting_jobs_.erase(std::remove_if(waiting_jobs_.begin(), waiting_jobs_.end(), is_due),
+                      waiting_jobs_.end());
+  if (!ready.empty()) RunBatch(ready, /*may_wait=*/true);
+  if (!expired.empty()) RunBatch(expired, /*may_wait=*/false);
+}
+
 bool Worker::DropIfLate(Job* job, absl::Time now) {
   if (job->cancelled.load(std::memory_order_relaxed)) {
     deps_.metrics->dropped_cancelled->Increment();
@@ -183,12 +226,14 @@ bool Worker::DropIfLate(Job* job, absl::Time now) {
   return true;
 }
 
-void Worker::RunBatch(const std::vector<Job*>& jobs) {
+void Worker::RunBatch(const std::vector<Job*>& jobs, bool may_wait) {
   const absl::Time start = absl::Now();
   const absl::Time now = options_.clock();
   std::optional<MicroBatch> batch;
   const auto flush = [&] {
-    if (batch) batch->Execute();
+    if (batch) {
+      for (Job* job : batch->Execute()) waiting_jobs_.push_back({job, GiveUp(*job, now)});
+    }
     batch.reset();
   };
   const MicroBatch::Deps deps{deps_.log, deps_.states, deps_.metrics, &residents_,
@@ -199,6 +244,13 @@ void Worker::RunBatch(const std::vector<Job*>& jobs) {
       flush();
       DeleteUser(job);
       continue;
+    }
+    // What came with a record cannot be tried again, and without a deadline nobody says how long.
+    if (job->recommend) {
+      job->recommend->waits = false;
+      job->recommend->may_wait =
+          may_wait && !job->record && GiveUp(*job, now) > now &&
+          static_cast<int64_t>(waiting_jobs_.size() + jobs.size()) <= options_.queue_limit;
     }
     if (!batch) batch.emplace(deps, absl::ToUnixMillis(now));
     if (!batch->Add(job)) {
@@ -218,6 +270,7 @@ void Worker::DeleteUser(Job* job) {
   auto removed = deps_.delete_user(job->user_id);
   if (removed.ok()) {
     job->delete_user->removed = *removed;
+    if (job->delete_user->purge) return purger_->Take(job);
   } else {
     deps_.metrics->failed_delete->Increment();
     job->status = removed.status();

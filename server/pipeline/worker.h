@@ -17,6 +17,7 @@
 #include "absl/time/time.h"
 #include "server/pipeline/job.h"
 #include "server/pipeline/pipeline.h"
+#include "server/pipeline/purger.h"
 #include "server/pipeline/refold.h"
 #include "server/pipeline/residents.h"
 
@@ -34,7 +35,9 @@ struct Order {
 
 class Worker {
  public:
-  Worker(int index, int64_t capacity, const PipelineOptions& options, const PipelineDeps& deps);
+  // `purger` outlives the worker's thread.
+  Worker(int index, int64_t capacity, const PipelineOptions& options, const PipelineDeps& deps,
+         Purger* purger);
   // Closes and joins.
   ~Worker();
 
@@ -54,11 +57,20 @@ class Worker {
   // Queues the job if fewer than `limit` wait.
   absl::Status Enqueue(Job* job, int64_t limit);
   void Run();
+  // When Take must return even if nothing has come.
   absl::Time NextWake() const;
   // Moves waiting jobs into `batch`, or waits until there are some or an order, `until` has come or
   // the queue is closed. False once closed and empty.
   bool Take(absl::Time until, std::vector<Job*>* batch);
-  void RunBatch(const std::vector<Job*>& jobs);
+  // A recommendation that waits for its min_state_version until then.
+  struct Waiting {
+    Job* job;
+    absl::Time give_up;
+  };
+
+  void RunBatch(const std::vector<Job*>& jobs, bool may_wait);
+  // Answers those whose state version is reached, or who have waited enough.
+  void RunWaiting();
   bool DropIfLate(Job* job, absl::Time now);
   void DeleteUser(Job* job);
   void CheckpointIfDue();
@@ -71,6 +83,7 @@ class Worker {
   const PipelineOptions options_;
   const PipelineDeps deps_;
   prometheus::Gauge& depth_;
+  Purger* const purger_;
 
   // Used by the thread only.
   Residents residents_;
@@ -82,6 +95,7 @@ class Worker {
   std::optional<Refold> refold_;
   absl::Time next_refold_ = absl::InfinitePast();
   absl::Time last_batch_ = absl::InfinitePast();  // its end
+  std::vector<Waiting> waiting_jobs_;
 
   // The standard mutex, which the thread sanitizer sees through (Debian's abseil is not built for
   // it). It guards the members below.

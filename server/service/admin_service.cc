@@ -2,16 +2,13 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "server/service/codec.h"
 #include "server/service/status.h"
 
 namespace tim4rec {
 namespace {
-
-absl::Status NotOffered(Method method) {
-  return absl::UnimplementedError(
-      absl::StrCat("this server does not offer ", std::string(MethodName(method))));
-}
 
 absl::Status Required(const char* field, const std::string& value) {
   Violations faults;
@@ -33,6 +30,20 @@ void EncodeModel(const LoadedModel& model, const Models& models, v1::Model* enco
   encoded->set_directory(model.directory);
   encoded->set_loaded_at_ms(absl::ToUnixMillis(model.loaded_at));
 }
+
+// A job that a thread of gRPC's waits for.
+class WaitedJob final : public Job {
+ public:
+  absl::Status SubmitAndWait(Pipeline* pipeline) {
+    if (absl::Status submitted = pipeline->Submit(this); !submitted.ok()) return submitted;
+    done_.WaitForNotification();
+    return status;
+  }
+  void Complete() override { done_.Notify(); }
+
+ private:
+  absl::Notification done_;
+};
 
 }  // namespace
 
@@ -88,14 +99,49 @@ grpc::Status AdminService::UnloadModel(grpc::ServerContext*, const v1::UnloadMod
   });
 }
 
-grpc::Status AdminService::VerifyUser(grpc::ServerContext*, const v1::VerifyUserRequest*,
-                                      v1::VerifyUserResponse*) {
-  return Answer(Method::kVerifyUser, [] { return NotOffered(Method::kVerifyUser); });
+grpc::Status AdminService::VerifyUser(grpc::ServerContext*, const v1::VerifyUserRequest* request,
+                                      v1::VerifyUserResponse* response) {
+  return Answer(Method::kVerifyUser, [&]() -> absl::Status {
+    Violations faults;
+    if (request->user_id().empty() || request->user_id().size() > kMostIdBytes) {
+      faults.Add("user_id", absl::StrCat("has ", request->user_id().size(), " bytes (1 to ",
+                                         kMostIdBytes, ")"));
+      return faults.ToStatus();
+    }
+    const auto model = deps_.service.models->Find(request->model());
+    if (!model.ok()) return model.status();
+    WaitedJob job;
+    job.user_id = request->user_id();
+    job.model = *model;
+    job.verify_user.emplace();
+    if (absl::Status done = job.SubmitAndWait(deps_.service.pipeline); !done.ok()) return done;
+    const VerifyUserCommand& verified = *job.verify_user;
+    response->set_resident_compared(verified.resident_compared);
+    response->set_resident_equal(verified.resident_equal);
+    response->set_checkpoint_compared(verified.checkpoint_compared);
+    response->set_checkpoint_equal(verified.checkpoint_equal);
+    response->set_event_count(verified.event_count);
+    response->set_difference(verified.difference);
+    return absl::OkStatus();
+  });
 }
 
-grpc::Status AdminService::CreateBackup(grpc::ServerContext*, const v1::CreateBackupRequest*,
-                                        v1::CreateBackupResponse*) {
-  return Answer(Method::kCreateBackup, [] { return NotOffered(Method::kCreateBackup); });
+grpc::Status AdminService::CreateBackup(grpc::ServerContext*,
+                                        const v1::CreateBackupRequest* request,
+                                        v1::CreateBackupResponse* response) {
+  return Answer(Method::kCreateBackup, [&]() -> absl::Status {
+    Violations faults;
+    if (request->directory().empty() || request->directory().front() != '/') {
+      faults.Add("directory", absl::StrCat("\"", request->directory(),
+                                           "\" is not an absolute path on the server"));
+      return faults.ToStatus();
+    }
+    const auto backup = deps_.create_backup(request->directory());
+    if (!backup.ok()) return backup.status();
+    response->set_files(backup->files);
+    response->set_bytes(backup->bytes);
+    return absl::OkStatus();
+  });
 }
 
 grpc::Status AdminService::GetConfig(grpc::ServerContext*, const v1::GetConfigRequest*,

@@ -7,9 +7,11 @@
 #include <string>
 #include <utility>
 
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/pipeline/model_swap.h"
 #include "server/service/service_deps.h"
+#include "store/rocksdb_store.h"
 #include "tim4rec/v1/admin.grpc.pb.h"
 
 namespace tim4rec {
@@ -19,6 +21,7 @@ struct AdminDeps {
   ServiceDeps service;
   ModelSwap* swap;
   std::string config_yaml;  // the effective configuration
+  std::function<absl::StatusOr<Backup>(const std::string& dir)> create_backup;  // any thread
   // Begins what SIGTERM begins, with that time for answers to reach slow clients; returns at once.
   // Repeatable.
   std::function<void(absl::Duration timeout)> drain;

@@ -29,7 +29,9 @@ class Call final : public grpc::ServerUnaryReactor, public Job {
   }
 
   void Start(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request) {
-    deadline = absl::FromChrono(context->deadline());
+    if (context->deadline() != std::chrono::system_clock::time_point::max()) {
+      deadline = absl::FromChrono(context->deadline());
+    }
     status = Decode(request);
     if (status.ok()) {
       status = deps_.pipeline->Submit(this);
@@ -193,7 +195,7 @@ struct DeleteUserCodec : AnsweredByServing {
                              std::vector<std::string>*, Violations* faults) {
     CheckUserId(request.user_id(), context, faults);
     job->user_id = request.user_id();
-    job->delete_user.emplace();
+    job->delete_user.emplace().purge = request.purge();
     return absl::OkStatus();
   }
   static void Encode(const Job& job, const std::vector<std::string>&, Response* response) {

@@ -113,7 +113,13 @@ TEST_F(Serving, RecordsAndRecommends) {
   EXPECT_EQ(Recommend(request).error_code(), grpc::StatusCode::NOT_FOUND);
   request.clear_model();
   request.set_min_state_version(4);
-  EXPECT_EQ(Recommend(request).error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  grpc::ClientContext soon;
+  soon.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
+  EXPECT_EQ(stub_->Recommend(&soon, request, &response).error_code(),
+            grpc::StatusCode::FAILED_PRECONDITION);
+  grpc::ClientContext no_deadline;
+  EXPECT_EQ(stub_->Recommend(&no_deadline, request, &response).error_code(),
+            grpc::StatusCode::FAILED_PRECONDITION);
 }
 
 TEST_F(Serving, DuplicatesCountOnce) {

@@ -66,9 +66,10 @@ void PipelineTest::Start() { Start(options_); }
 void PipelineTest::Start(PipelineOptions options) {
   pipeline_.reset();
   pipeline_ = std::make_unique<Pipeline>(
-      options,
-      PipelineDeps{models_.get(), log_.get(), store_.get(),
-                   [this](std::string_view user) { return store_->DeleteUser(user); }, &metrics_});
+      options, PipelineDeps{models_.get(), log_.get(), store_.get(),
+                            [this](std::string_view user) { return store_->DeleteUser(user); },
+                            [this](std::string_view user) { return store_->PurgeDeleted(user); },
+                            &metrics_});
 }
 
 std::unique_ptr<TestJob> PipelineTest::Submit(std::unique_ptr<TestJob> job) {
