@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""Writes the first inputs of the fuzz targets, corpus/*/seed_*, which are kept in the tree.
+
+Usage: make_seeds.py        in tests/fuzz; needs nothing but Python and build/release/bin/write_fuzz_package
+"""
+import io
+import pathlib
+import pickle
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+def write(target, name, content):
+    folder = HERE / "corpus" / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"seed_{name}").write_bytes(content)
+
+
+def record_codec():
+    """The worked example of store/FORMAT.md, without checksums, which the target appends."""
+    user = bytes.fromhex("0005616c696365")
+    newest = bytes.fromhex("8000018bcfe56800029a6b019f95a49a9af4edaab5e5c1529d")
+    fingerprint = bytes.fromhex("00112233445566778899aabbccddeeff")
+    state = (b"T4RS" + struct.pack("<HH", 1, 1) + fingerprint + struct.pack("<QQQQ", 4, 2, 7, 8) + b"\0"
+             + struct.pack("<H", len(newest)) + newest + b"\1\2\3\4")
+    for name, key, value in [
+        ("event", user + newest, b"\0\2\0m1"),
+        ("event_id", user + bytes.fromhex("7fffffffffffffff016537"), b"\1\2\0m1"),
+        ("late", user + bytes.fromhex("8000018bcfe567ff0245d4b1023e06f1912990f37af5fe486f"),
+         b"\2\2\0m2" + struct.pack("<H", len(newest)) + newest + struct.pack("<I", 1)),
+        ("state", user + fingerprint, state),
+        ("format", b"format", struct.pack("<II", 1, 1)),
+    ]:
+        for checksum in (0, 1):
+            write("record_codec", f"{name}_{checksum}", bytes([checksum, len(key)]) + key + value)
+
+
+def pickles():
+    values = {
+        "dict": {"a": 1, "b": [1.5, None, True, -7, 2**40, 2**80], "c": ("x", b"y", {"z"})},
+        "nested": [[[[]]], {"k": {"k": {}}}],
+        "shared": [list(range(5))] * 3,
+    }
+    for name, value in values.items():
+        for protocol in (2, 4, 5):
+            write("pickle", f"{name}_{protocol}", pickle.dumps(value, protocol))
+
+
+def torch_checkpoints():
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+        file.writestr("m/data.pkl", pickle.dumps({"state_dict": {}}, 2))
+        file.writestr("m/version", "3\n")
+    write("torch_checkpoint", "empty", archive.getvalue())
+
+
+def package():
+    with tempfile.TemporaryDirectory() as folder:
+        directory = pathlib.Path(folder, "package")
+        subprocess.run([ROOT / "build/release/bin/write_fuzz_package", directory], check=True)
+        names = ["config.json", "items.tsv", "weights.safetensors", "probe.safetensors"]
+        files = [(directory / name).read_bytes() for name in names]
+        content = b"".join(struct.pack("<I", len(file)) + file for file in files)
+        write("package", "tiny", content + (directory / "metrics.json").read_bytes())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 1:
+        sys.exit(__doc__)
+    record_codec()
+    pickles()
+    torch_checkpoints()
+    package()
