@@ -106,7 +106,7 @@ int Main(int argc, char** argv) {
   flag("--metrics-listen", "metrics_listen",
        "IP:PORT of /metrics, /healthz, /readyz, 127.0.0.1:9464");
   flag("--admin-listen", "admin_listen", "HOST:PORT of the Admin service, 127.0.0.1:50052");
-  flag("--backend", "model.backend", "auto, cpu, cuda");
+  flag("--backend", "model.backend", "auto, cpu, cuda, torch");
   app.add_option("--config", file, "YAML file over the defaults (--print-config shows all keys)");
   app.add_flag("--print-config", print_config, "print the effective configuration and exit");
   try {

@@ -1,6 +1,7 @@
 #include "model/backends/builtin.h"
 
 #include "model/backends/cpu/cpu_backend.h"
+#include "model/backends/torch_loader.h"
 #ifdef TIM4REC_HAVE_CUDA
 #include "model/backends/cuda/cuda_backend.h"
 #endif
@@ -14,6 +15,7 @@ const BackendRegistry& BuiltinBackends() {
 #ifdef TIM4REC_HAVE_CUDA
     backends->factories["cuda"] = CreateCudaBackend;
 #endif
+    backends->factories["torch"] = LoadTorchBackend;
     backends->preference = {"cpu"};
     return backends;
   }();

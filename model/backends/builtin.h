@@ -6,7 +6,7 @@
 
 namespace tim4rec {
 
-// "cpu" always; "cuda" where it was built. "auto" means cpu.
+// "cpu" and "torch" always; "cuda" where it was built. "auto" means cpu.
 const BackendRegistry& BuiltinBackends();
 
 }  // namespace tim4rec

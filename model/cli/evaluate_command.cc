@@ -108,7 +108,7 @@ void AddEvaluateCommand(CLI::App* app, absl::Status* status) {
       ->check(Between(0, 1 << 30));
   command->add_flag("--skip-bad-rows", arguments->skip_bad_rows,
                     "Leave malformed rows out instead of failing on the first");
-  command->add_option("--backend", arguments->backend, "What computes: auto, cpu, ...");
+  command->add_option("--backend", arguments->backend, "What computes: auto, cpu, cuda, torch");
   command->add_option("--threads", arguments->threads, "Threads; 0: one per core")
       ->check(Between(0, 1024));
   command->callback([arguments, status] { *status = RunEvaluate(*arguments); });

@@ -175,7 +175,7 @@ void AddRecommendCommand(CLI::App* app, absl::Status* status) {
                       "the order of the rows; zeros for users without a known item");
   command->add_flag("--skip-bad-rows", arguments->skip_bad_rows,
                     "Leave malformed rows out instead of failing on the first");
-  command->add_option("--backend", arguments->backend, "What computes: auto, cpu, ...");
+  command->add_option("--backend", arguments->backend, "What computes: auto, cpu, cuda, torch");
   command->callback([arguments, status] { *status = RunRecommend(*arguments); });
 }
 

@@ -54,13 +54,13 @@ struct ScoredItem {
 // anything. Two calls on one slot must not overlap. A failed call leaves every state as it was.
 //
 // Advance is a pure function of (model, ordered events), bit for bit the same for every backend
-// with exact() true, every batch and every split of a run (see kernels.h).
+// with exact() true, every batch and every split of a run (kernels.h); others' are never stored.
 class Backend {
  public:
   virtual ~Backend() = default;
 
   virtual std::string_view name() const = 0;  // "cpu", "cuda", "torch"
-  // The instruction set that computes, where there is a choice: "scalar", "avx2", "avx512".
+  // What computes, where there is a choice: "scalar", "avx2", "avx512"; of torch "cpu" or "cuda".
   virtual std::string_view isa() const { return {}; }
   virtual bool exact() const = 0;           // follows the canonical operation order
   virtual int64_t state_bytes() const = 0;  // StateLayout::bytes

@@ -10,6 +10,9 @@
 #include "model/reference/streaming_model.h"
 #include "model/reference/tensors.h"
 
+// OpenBLAS, where it is the BLAS that torch uses, has threads of its own.
+extern "C" __attribute__((weak)) void openblas_set_num_threads(int threads);
+
 namespace tim4rec {
 namespace {
 
@@ -184,6 +187,11 @@ NamedTensors Perturbed(const Model& model) {
 }
 
 }  // namespace
+
+void UseTorchThreads(int threads) {
+  torch::set_num_threads(threads);
+  if (openblas_set_num_threads != nullptr) openblas_set_num_threads(threads);
+}
 
 NamedTensors ExportParameters(const torch::nn::Module& module) {
   NamedTensors tensors;

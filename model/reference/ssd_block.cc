@@ -52,7 +52,7 @@ torch::nn::Conv1d MakeDepthwiseConv(int64_t channels, int64_t kernel) {
 
 torch::Tensor MaskedSsd(const torch::Tensor& x, const torch::Tensor& delta,
                         const torch::Tensor& log_decay, const torch::Tensor& b,
-                        const torch::Tensor& c, int64_t chunk) {
+                        const torch::Tensor& c, int64_t chunk, torch::Tensor* state) {
   const int64_t batch = x.size(0), length = x.size(1), heads = x.size(2), width = x.size(3);
   const int64_t states = b.size(2);
   chunk = std::min(chunk, length);
@@ -74,18 +74,20 @@ torch::Tensor MaskedSsd(const torch::Tensor& x, const torch::Tensor& delta,
 
   const auto mask = DecayMask::apply(sums, dtype);
   auto y = (mask * cs.matmul(bs.transpose(-1, -2))).matmul(written);  // [B,chunks,H,Q,P]
-  if (chunks > 1) {
+  if (chunks > 1 || state != nullptr) {
     const auto last = sums.index({"...", Slice(-1, None)});
-    const auto to_end = (last - sums).to(dtype).exp().unsqueeze(-1);        // [.,H,Q,1]
-    const auto gained = (written * to_end).transpose(-1, -2).matmul(bs);    // [.,H,P,N]
-    const auto kept = last.to(dtype).exp().unsqueeze(-1);                   // [.,H,1,1]
-    const auto from_start = sums.to(dtype).exp().unsqueeze(-1);             // [.,H,Q,1]
-    auto state = torch::zeros({batch, heads, width, states}, x.options());  // S before the chunk
+    const auto to_end = (last - sums).to(dtype).exp().unsqueeze(-1);      // [.,H,Q,1]
+    const auto gained = (written * to_end).transpose(-1, -2).matmul(bs);  // [.,H,P,N]
+    const auto kept = last.to(dtype).exp().unsqueeze(-1);                 // [.,H,1,1]
+    const auto from_start = sums.to(dtype).exp().unsqueeze(-1);           // [.,H,Q,1]
+    auto before = state != nullptr ? *state                               // S before the chunk
+                                   : torch::zeros({batch, heads, width, states}, x.options());
     std::vector<torch::Tensor> carried;
     for (int64_t i = 0; i < chunks; ++i) {
-      carried.push_back(cs.select(1, i).matmul(state.transpose(-1, -2)) * from_start.select(1, i));
-      state = state * kept.select(1, i) + gained.select(1, i);
+      carried.push_back(cs.select(1, i).matmul(before.transpose(-1, -2)) * from_start.select(1, i));
+      before = before * kept.select(1, i) + gained.select(1, i);
     }
+    if (state != nullptr) *state = before;
     y = y + torch::stack(carried, 1);
   }
   return y.transpose(2, 3).reshape({batch, chunks * chunk, heads, width}).slice(1, 0, length);
@@ -135,14 +137,23 @@ torch::Tensor SsdBlock::Activate(const torch::Tensor& x) const {
   return config_.conv_activation == Activation::kSilu ? torch::silu(x) : torch::hardswish(x);
 }
 
-torch::Tensor SsdBlock::CausalConv(const torch::nn::Conv1d& conv, const torch::Tensor& x) const {
-  const auto padded = torch::constant_pad_nd(x.transpose(1, 2), {config_.d_conv - 1, 0});
+torch::Tensor SsdBlock::CausalConv(const torch::nn::Conv1d& conv, const torch::Tensor& x,
+                                   torch::Tensor* tail) const {
+  torch::Tensor padded;  // [B,C,K-1+L]
+  if (tail == nullptr) {
+    padded = torch::constant_pad_nd(x.transpose(1, 2), {config_.d_conv - 1, 0});
+  } else {
+    const auto with_tail = torch::cat({*tail, x}, 1);
+    *tail = with_tail.slice(1, x.size(1));
+    padded = with_tail.transpose(1, 2);
+  }
   const auto options = F::Conv1dFuncOptions().bias(conv->bias).groups(x.size(2));
   return F::conv1d(padded, conv->weight, options).transpose(1, 2);
 }
 
 torch::Tensor SsdBlock::Mix(const torch::Tensor& x, const torch::Tensor& write,
-                            const torch::Tensor& decay, const torch::Tensor& last) {
+                            const torch::Tensor& decay, const torch::Tensor& last,
+                            LayerCache* cache) {
   const int64_t inner = config_.inner_size(), heads = config_.num_heads();
   const int64_t states = config_.d_state;
   const auto out = [&](const torch::Tensor& t) { return last.defined() ? AtLast(t, last) : t; };
@@ -153,16 +164,21 @@ torch::Tensor SsdBlock::Mix(const torch::Tensor& x, const torch::Tensor& write,
   const auto parts =
       F::linear(x, weight[1], bias[1]).split_with_sizes({config_.conv_size(), heads}, -1);
   const auto xbc =
-      Activate(CausalConv(conv1d_, parts[0])).split_with_sizes({inner, states, states}, -1);
+      Activate(CausalConv(conv1d_, parts[0], cache != nullptr ? &cache->conv : nullptr))
+          .split_with_sizes({inner, states, states}, -1);
   const auto dt = write.defined() ? parts[1] * write : parts[1];
   const auto delta = torch::softplus(dt + dt_bias_);
   auto log_decay = -torch::exp(a_log_) * delta;
   if (decay.defined()) log_decay = log_decay - decay;
   const auto heads_x = xbc[0].reshape({x.size(0), x.size(1), heads, config_.head_dim});
-  const auto read = last.defined() ? LastSsd(heads_x, delta, log_decay, xbc[1],
-                                             AtLast(xbc[2], last).squeeze(1), last)
-                                         .unsqueeze(1)
-                                   : MaskedSsd(heads_x, delta, log_decay, xbc[1], xbc[2]);
+  torch::Tensor read;
+  if (last.defined()) {
+    const auto c = AtLast(xbc[2], last).squeeze(1);
+    read = LastSsd(heads_x, delta, log_decay, xbc[1], c, last).unsqueeze(1);
+  } else {
+    read = MaskedSsd(heads_x, delta, log_decay, xbc[1], xbc[2], /*chunk=*/64,
+                     cache != nullptr ? &cache->ssm : nullptr);
+  }
   auto y = (read + d_.unsqueeze(-1) * out(heads_x)).reshape({x.size(0), -1, inner});
   y = y * torch::silu(z);
   y = y * torch::rsqrt(y.pow(2).mean(-1, /*keepdim=*/true) + config_.norm_eps) * norm_weight_;

@@ -17,10 +17,11 @@ torch::nn::Conv1d MakeDepthwiseConv(int64_t channels, int64_t kernel);
 // y_t = S_t C_t of the recurrence S_t = exp(log_decay_t) S_{t-1} + Delta_t x_t (outer) B_t, in
 // masked-matrix form: within a chunk y = (M o (C B^T)) (Delta x) with
 // M_ij = exp(sum_{k=j+1..i} log_decay_k) for i >= j, else 0; between chunks the state is carried.
-// x [B,L,H,P], delta and log_decay [B,L,H], b and c [B,L,N] -> [B,L,H,P].
+// x [B,L,H,P], delta and log_decay [B,L,H], b and c [B,L,N] -> [B,L,H,P]. `state` [B,H,P,N], if
+// given, is S before the first event, and becomes S after the last; otherwise it begins with zeros.
 torch::Tensor MaskedSsd(const torch::Tensor& x, const torch::Tensor& delta,
                         const torch::Tensor& log_decay, const torch::Tensor& b,
-                        const torch::Tensor& c, int64_t chunk = 64);
+                        const torch::Tensor& c, int64_t chunk = 64, torch::Tensor* state = nullptr);
 
 // y of MaskedSsd at one position of each row alone: last int64 [B], c [B,N] of those positions ->
 // [B,H,P]. What comes after a position is not read.
@@ -30,6 +31,14 @@ torch::Tensor LastSsd(const torch::Tensor& x, const torch::Tensor& delta,
 
 // x [B,L,...] at the positions last [B] -> [B,1,...].
 torch::Tensor AtLast(const torch::Tensor& x, const torch::Tensor& last);
+
+// What a layer keeps of B histories to go on from: as in StateLayout. Zeros: no events.
+struct LayerCache {
+  torch::Tensor ssm;         // S [B,H,P,N]
+  torch::Tensor conv;        // [B,K-1,E+2N]
+  torch::Tensor time_conv1;  // [B,K-1,H], time_write
+  torch::Tensor time_conv2;  // [B,K-1,H], time_write
+};
 
 // The state-space block: S_t = exp(A Delta_t - lambda_t) S_{t-1} + Delta_t x_t (outer) B_t,
 // y_t = S_t C_t + D x_t. A time path, added by who derives from it, enters through Mix.
@@ -43,12 +52,15 @@ class SsdBlock : public torch::nn::Module {
 
   // x [B,L,D] -> [B,L,D]. `write` [B,L,H], if defined, multiplies dt before Delta is taken of it;
   // `decay` [B,L,H], if defined, is lambda. With `last` int64 [B], the output at these positions
-  // alone: [B,1,D], for much less than all of them cost.
+  // alone: [B,1,D], for much less than all of them cost. With `cache`, events come after those that
+  // it has seen, and it has seen them too afterwards; not together with `last`.
   torch::Tensor Mix(const torch::Tensor& x, const torch::Tensor& write, const torch::Tensor& decay,
-                    const torch::Tensor& last = {});
+                    const torch::Tensor& last = {}, LayerCache* cache = nullptr);
   torch::Tensor Activate(const torch::Tensor& x) const;
-  // Depthwise causal convolution of x [B,L,C]; before the first event there are zeros.
-  torch::Tensor CausalConv(const torch::nn::Conv1d& conv, const torch::Tensor& x) const;
+  // Depthwise causal convolution of x [B,L,C]. Before the first event there is `tail` [B,K-1,C],
+  // which becomes that of the last; without one there are zeros.
+  torch::Tensor CausalConv(const torch::nn::Conv1d& conv, const torch::Tensor& x,
+                           torch::Tensor* tail = nullptr) const;
 
   const ModelConfig config_;
 

@@ -29,14 +29,17 @@ TimeAwareSsdImpl::TimeAwareSsdImpl(const ModelConfig& config, const StreamingIni
 }
 
 torch::Tensor TimeAwareSsdImpl::forward(const torch::Tensor& x, const torch::Tensor& gaps_ms,
-                                        const torch::Tensor& u) {
+                                        const torch::Tensor& u, LayerCache* cache) {
   torch::Tensor write, decay;
   if (config_.time_write) {
     const auto q = u.unsqueeze(-1) * mlp4time_scale_(u);
-    write = 1 + Activate(CausalConv(conv1d4time_2_, Activate(CausalConv(conv1d4time_1_, q))));
+    torch::Tensor* tail1 = cache != nullptr ? &cache->time_conv1 : nullptr;
+    torch::Tensor* tail2 = cache != nullptr ? &cache->time_conv2 : nullptr;
+    const auto once = Activate(CausalConv(conv1d4time_1_, q, tail1));
+    write = 1 + Activate(CausalConv(conv1d4time_2_, once, tail2));
   }
   if (config_.time_decay) decay = gaps_ms.unsqueeze(-1) * torch::exp(-log_memory_ms_);
-  return Mix(x, write, decay);
+  return Mix(x, write, decay, {}, cache);
 }
 
 SsdLayerImpl::SsdLayerImpl(const ModelConfig& config, const StreamingInit& init)
@@ -45,8 +48,8 @@ SsdLayerImpl::SsdLayerImpl(const ModelConfig& config, const StreamingInit& init)
 }
 
 torch::Tensor SsdLayerImpl::forward(const torch::Tensor& x, const torch::Tensor& gaps_ms,
-                                    const torch::Tensor& u) {
-  return Finish(ssd_(x, gaps_ms, u), x);
+                                    const torch::Tensor& u, LayerCache* cache) {
+  return Finish(ssd_(x, gaps_ms, u, cache), x);
 }
 
 StreamingModelImpl::StreamingModelImpl(const ModelConfig& config, const StreamingInit& init)
@@ -81,11 +84,13 @@ torch::Tensor StreamingModelImpl::TimeFeature(const torch::Tensor& gaps_ms) cons
   return (torch::log1p(gaps_ms / time.tau0_ms) - time.mean) / time.stddev;
 }
 
-torch::Tensor StreamingModelImpl::forward(const torch::Tensor& items,
-                                          const torch::Tensor& gaps_ms) {
+torch::Tensor StreamingModelImpl::forward(const torch::Tensor& items, const torch::Tensor& gaps_ms,
+                                          std::vector<LayerCache>* caches) {
   const auto u = TimeFeature(gaps_ms);
   auto x = in_layer_norm_(dropout_(item_embedding_(items)));
-  for (auto& layer : layers_) x = layer(x, gaps_ms, u);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    x = layers_[i](x, gaps_ms, u, caches != nullptr ? &caches->at(i) : nullptr);
+  }
   return x;
 }
 

@@ -39,9 +39,10 @@ TORCH_MODULE(TimeFunction);
 class TimeAwareSsdImpl : public SsdBlock {
  public:
   TimeAwareSsdImpl(const ModelConfig& config, const StreamingInit& init);
-  // x [B,L,D], gaps_ms [B,L] clamped, u [B,L] the time feature of the gaps -> [B,L,D].
+  // x [B,L,D], gaps_ms [B,L] clamped, u [B,L] the time feature of the gaps -> [B,L,D]. `cache`, if
+  // given, as in Mix.
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& gaps_ms,
-                        const torch::Tensor& u);
+                        const torch::Tensor& u, LayerCache* cache);
 
  private:
   torch::nn::Conv1d conv1d4time_1_{nullptr};  // time_write
@@ -55,7 +56,7 @@ class SsdLayerImpl : public ResidualLayer {
  public:
   SsdLayerImpl(const ModelConfig& config, const StreamingInit& init);
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& gaps_ms,
-                        const torch::Tensor& u);
+                        const torch::Tensor& u, LayerCache* cache);
 
  private:
   TimeAwareSsd ssd_{nullptr};
@@ -69,8 +70,10 @@ class StreamingModelImpl : public torch::nn::Module {
 
   // Outputs at every position, each from the events up to it alone. items int64 [B,L], padded on
   // the right with 0; gaps_ms [B,L], the gap before each event, clamped to 0 … max_gap_ms ->
-  // [B,L,D].
-  torch::Tensor forward(const torch::Tensor& items, const torch::Tensor& gaps_ms);
+  // [B,L,D]. `caches`, if given, has one entry per layer: the events come after those that it has
+  // seen, and it has seen them too afterwards, so that nothing may be padded.
+  torch::Tensor forward(const torch::Tensor& items, const torch::Tensor& gaps_ms,
+                        std::vector<LayerCache>* caches = nullptr);
 
   // Query vectors read out a gap after the last event: outputs [...,D], gaps_ms [...] -> [...,D].
   // `shift` [...,M], if defined, adds to the gate's hidden layer what else is known then.

@@ -12,6 +12,9 @@ namespace tim4rec {
 // Copies the parameters, as float32.
 NamedTensors ExportParameters(const torch::nn::Module& module);
 
+// Threads of libtorch and, where it is libtorch's BLAS, of OpenBLAS, in this process.
+void UseTorchThreads(int threads);
+
 // Overwrites the parameters. INVALID_ARGUMENT naming every tensor that is missing, unknown or
 // misshapen; then nothing is changed.
 absl::Status ImportParameters(const NamedTensors& tensors, torch::nn::Module* module);

@@ -152,7 +152,8 @@ void Residents::NoteEvents(const LoadedModel& model, std::string_view user_id,
 }
 
 void Residents::MarkDirty(Resident* resident) {
-  if (resident->dirty) return;
+  // What an inexact backend folded must never become a stored state.
+  if (resident->dirty || !resident->model->engine->backend().exact()) return;
   resident->dirty = true;
   resident->in_dirty = dirty_.insert(dirty_.end(), resident);
 }

@@ -30,7 +30,8 @@ struct Resident {
   std::vector<int32_t> seen;       // items folded, ascending, distinct
   std::vector<FoldEvent> pending;  // still to be folded into the slot; till then not dirty
   bool behind = false;  // the log holds more: events that came through another model. Update it.
-  bool dirty = false;   // the store has no checkpoint of this lineage
+  // The store has no checkpoint of this lineage and should get one: never of an inexact backend.
+  bool dirty = false;
   uint64_t last_batch = 0;  // number of the batch that used it last: not evicted during that one
   std::list<Resident*>::iterator by_use;
   std::list<Resident*>::iterator in_dirty;  // valid if dirty

@@ -299,6 +299,41 @@ TEST_F(Serving, HealthReflectionAndMetrics) {
   EXPECT_THAT(HttpGet(server_->metrics_address(), "/readyz"), StartsWith("HTTP/1.1 200"));
 }
 
+TEST_F(Serving, TheTorchBackendGivesTheSameItemsAndStoresNoState) {
+  const auto torch = Serve(dir_ + "/torch", {"--backend", "torch"});
+  const auto stub = Connect(*torch);
+  const auto history = RecordOf("u", {{"item1", 1'000}, {"item5", kDay}, {"item7", 9 * kDay}});
+  Record(history);
+  v1::RecordInteractionsResponse recorded;
+  Context record_context;
+  ASSERT_TRUE(stub->RecordInteractions(&record_context, history, &recorded).ok());
+  EXPECT_THAT(StatusesOf(recorded), testing::Each(v1::INTERACTION_STATUS_APPLIED));
+  v1::RecommendRequest request = RecommendFor("u");
+  request.set_as_of_ms(10 * kDay);
+  v1::RecommendResponse expected, actual;
+  ASSERT_TRUE(Recommend(request, &expected).ok());
+  Context context;
+  ASSERT_TRUE(stub->Recommend(&context, request, &actual).ok());
+  EXPECT_EQ(actual.provenance().backend(), "torch");
+  EXPECT_EQ(actual.provenance().event_count(), 3u);
+  ASSERT_EQ(actual.items_size(), expected.items_size());
+  for (int i = 0; i < expected.items_size(); ++i) {
+    EXPECT_EQ(actual.items(i).item_id(), expected.items(i).item_id());
+    EXPECT_NEAR(actual.items(i).score(), expected.items(i).score(), 1e-4);
+  }
+  torch->Signal(SIGTERM);
+  EXPECT_EQ(torch->Wait(), 0);
+  const auto again = Serve(dir_ + "/torch");
+  v1::RecommendResponse after;
+  Context again_context;
+  ASSERT_TRUE(Connect(*again)->Recommend(&again_context, request, &after).ok());
+  EXPECT_EQ(after.provenance().tier(), v1::TIER_REBUILT);  // the log alone was kept
+  ASSERT_EQ(after.items_size(), expected.items_size());
+  for (int i = 0; i < expected.items_size(); ++i) {
+    EXPECT_EQ(after.items(i).score(), expected.items(i).score());
+  }
+}
+
 TEST_F(Serving, LogsHoldNoIds) {
   Record(RecordOf("a-very-private-user", {{"item1", 1}, {"a-very-private-item", 2}}));
   server_->Signal(SIGTERM);

@@ -52,12 +52,15 @@ PipelineTest::~PipelineTest() {
   std::filesystem::remove_all(dir_, ignored);
 }
 
-ModelHandle PipelineTest::NewModel(const std::string& name, PackageContents contents) {
+ModelHandle PipelineTest::NewModel(const std::string& name, PackageContents contents,
+                                   const std::string& backend) {
   auto model = std::make_shared<LoadedModel>();
   model->package = *ModelPackage::FromContents(std::move(contents));
   model->version = absl::StrCat(name, "@", model->package->fingerprint());
   model->loaded_at = absl::Now();
-  model->engine = *Engine::Create(model->package, BuiltinBackends(), "cpu");
+  auto engine = Engine::Create(model->package, BuiltinBackends(), backend);
+  EXPECT_TRUE(engine.ok()) << engine.status();
+  model->engine = *std::move(engine);
   return model;
 }
 

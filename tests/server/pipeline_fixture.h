@@ -66,7 +66,8 @@ class PipelineTest : public testing::Test {
   ~PipelineTest() override;
 
   // A model of its own that is in no list yet, from contents.
-  static ModelHandle NewModel(const std::string& name, PackageContents contents);
+  static ModelHandle NewModel(const std::string& name, PackageContents contents,
+                              const std::string& backend = "cpu");
 
   // (Re)starts the pipeline over the same store.
   void Start();

@@ -10,12 +10,11 @@
 #include "model/backends/cpu/isa.h"
 #include "model/backends/cpu/state_slab.h"
 #include "model/backends/packed_model.h"
+#include "model/backends/request_checks.h"
 #include "model/kernels/kernels.h"
 
 namespace tim4rec {
 namespace {
-
-constexpr int kMaxK = 1000;
 
 absl::Status CheckCpu() {
 #if defined(__x86_64__)
@@ -50,23 +49,13 @@ std::vector<T>& ThreadLocal() {
 
 int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
 
-absl::Status CheckAscending(std::span<const int32_t> items, const std::string& field) {
-  for (size_t i = 1; i < items.size(); ++i) {
-    if (items[i - 1] >= items[i]) {
-      return absl::InvalidArgumentError(absl::StrCat(field, "[", i, "] is ", items[i], " after ",
-                                                     items[i - 1],
-                                                     ", must be ascending and distinct"));
-    }
-  }
-  return absl::OkStatus();
-}
-
 class CpuBackend : public Backend {
  public:
   // Without `kernel_set`, scalar code computes.
-  CpuBackend(std::unique_ptr<const PackedModel> model, const kernels::KernelSet* kernel_set,
-             int64_t state_bytes)
-      : model_(std::move(model)),
+  CpuBackend(const ModelConfig& config, std::unique_ptr<const PackedModel> model,
+             const kernels::KernelSet* kernel_set, int64_t state_bytes)
+      : config_(config),
+        model_(std::move(model)),
         dims_(model_->dims()),
         kernel_set_(kernel_set),
         state_bytes_(state_bytes),
@@ -119,18 +108,12 @@ class CpuBackend : public Backend {
 
   absl::Status Query(std::span<const QueryRequest> requests, std::span<float> queries) override {
     const size_t d = static_cast<size_t>(dims_.d);
-    if (queries.size() != requests.size() * d) {
-      return absl::InvalidArgumentError(absl::StrCat("queries has ", queries.size(), " values, ",
-                                                     requests.size(), " requests need ",
-                                                     requests.size() * d));
-    }
+    absl::Status sized = CheckQueries(requests.size(), queries.size(), config_);
+    if (!sized.ok()) return sized;
     for (size_t i = 0; i < requests.size(); ++i) {
       const Slot slot = requests[i].slot;
       if (!slab_.Contains(slot)) return BadSlot("requests", i, slot);
-      if (State(slot)->folded_events == 0) {
-        return absl::FailedPreconditionError(
-            absl::StrCat("requests[", i, "].slot ", slot, " has no event folded in"));
-      }
+      if (State(slot)->folded_events == 0) return NoEvent(i, slot);
     }
     float* scratch = ThreadScratch(scratch_floats_);
     for (size_t i = 0; i < requests.size(); ++i) {
@@ -148,7 +131,8 @@ class CpuBackend : public Backend {
   absl::Status TopK(std::span<const TopKRequest> requests,
                     std::vector<std::vector<ScoredItem>>* results) override {
     for (size_t i = 0; i < requests.size(); ++i) {
-      if (absl::Status status = CheckTopK(requests[i], i); !status.ok()) return status;
+      absl::Status checked = CheckTopK(requests[i], i, config_);
+      if (!checked.ok()) return checked;
     }
     results->resize(requests.size());
     std::vector<kernels::TopKQuery>& queries = ThreadLocal<kernels::TopKQuery>();
@@ -185,22 +169,14 @@ class CpuBackend : public Backend {
   }
 
   absl::Status Export(Slot slot, std::span<std::byte> record) const override {
-    if (absl::Status status = CheckRecord(slot, record.size()); !status.ok()) return status;
+    if (absl::Status status = CheckSlotRecord(slot, record.size()); !status.ok()) return status;
     std::memcpy(record.data(), slab_.record(slot), record.size());
     return absl::OkStatus();
   }
 
   absl::Status Import(Slot slot, std::span<const std::byte> record) override {
-    if (absl::Status status = CheckRecord(slot, record.size()); !status.ok()) return status;
-    kernels::StateHeader header;
-    std::memcpy(&header, record.data(), sizeof(header));
-    if (header.folded_events < 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the record's folded_events is ", header.folded_events));
-    }
-    if (absl::Status status = CheckWindowItems(header.folded_events, record); !status.ok()) {
-      return status;
-    }
+    if (absl::Status status = CheckSlotRecord(slot, record.size()); !status.ok()) return status;
+    if (absl::Status status = CheckRecord(record, config_); !status.ok()) return status;
     std::memcpy(slab_.record(slot), record.data(), record.size());
     if (dims_.window > 0) Encoding(slot)->valid = false;
     return absl::OkStatus();
@@ -260,24 +236,6 @@ class CpuBackend : public Backend {
     return reinterpret_cast<WindowEncoding*>(slab_.record(slot) + state_bytes_);
   }
 
-  // The items of a window are read as indices: a record with others is refused.
-  absl::Status CheckWindowItems(int64_t folded_events, std::span<const std::byte> record) const {
-    const int64_t events = std::min<int64_t>(folded_events, dims_.window);
-    for (int64_t i = 0; i < events; ++i) {
-      int32_t item;
-      std::memcpy(&item,
-                  record.data() + sizeof(kernels::StateHeader) +
-                      static_cast<size_t>(dims_.window) * sizeof(int64_t) +
-                      static_cast<size_t>(i) * sizeof(item),
-                  sizeof(item));
-      if (item < 1 || item >= dims_.items) {
-        return absl::InvalidArgumentError(absl::StrCat("the record's item ", i, " is ", item,
-                                                       ", allowed 1 to ", dims_.items - 1));
-      }
-    }
-    return absl::OkStatus();
-  }
-
   // kernels::EncodeWindow by the kernel set.
   void FoldWindow(const kernels::StateHeader* state, float* scratch, float* query) const {
     std::vector<kernels::Event>& events = ThreadLocal<kernels::Event>();
@@ -314,56 +272,17 @@ class CpuBackend : public Backend {
     return reinterpret_cast<kernels::StateHeader*>(slab_.record(slot));
   }
 
-  static absl::Status BadSlot(const char* field, size_t index, Slot slot) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(field, "[", index, "].slot ", slot, " is not allocated"));
-  }
-
   absl::Status CheckRun(const Run& run, size_t index) const {
     if (!slab_.Contains(run.slot)) return BadSlot("runs", index, run.slot);
-    for (size_t i = 0; i < run.events.size(); ++i) {
-      if (run.events[i].item < 1 || run.events[i].item >= dims_.items) {
-        return absl::InvalidArgumentError(absl::StrCat("runs[", index, "].events[", i, "].item is ",
-                                                       run.events[i].item, ", allowed 1 to ",
-                                                       dims_.items - 1));
-      }
-    }
-    return absl::OkStatus();
+    return CheckEvents(run, index, dims_.items);
   }
 
-  absl::Status CheckTopK(const TopKRequest& request, size_t index) const {
-    const std::string field = absl::StrCat("requests[", index, "]");
-    if (request.query.size() != static_cast<size_t>(dims_.d)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(field, ".query has ", request.query.size(), " values, must have ", dims_.d));
-    }
-    if (request.k < 1 || request.k > kMaxK) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(field, ".k is ", request.k, ", allowed 1 to ", kMaxK));
-    }
-    if (absl::Status status = CheckAscending(request.excluded, field + ".excluded"); !status.ok()) {
-      return status;
-    }
-    if (!request.candidates_only || request.candidates.empty()) return absl::OkStatus();
-    if (request.candidates.front() < 1 || request.candidates.back() >= dims_.items) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(field, ".candidates range from ", request.candidates.front(), " to ",
-                       request.candidates.back(), ", allowed 1 to ", dims_.items - 1));
-    }
-    return CheckAscending(request.candidates, field + ".candidates");
+  absl::Status CheckSlotRecord(Slot slot, size_t bytes) const {
+    if (slab_.Contains(slot)) return CheckRecordSize(bytes, state_bytes_);
+    return absl::InvalidArgumentError(absl::StrCat("slot ", slot, " is not allocated"));
   }
 
-  absl::Status CheckRecord(Slot slot, size_t bytes) const {
-    if (!slab_.Contains(slot)) {
-      return absl::InvalidArgumentError(absl::StrCat("slot ", slot, " is not allocated"));
-    }
-    if (bytes != static_cast<size_t>(state_bytes_)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the record has ", bytes, " bytes, this model's have ", state_bytes_));
-    }
-    return absl::OkStatus();
-  }
-
+  const ModelConfig config_;
   const std::unique_ptr<const PackedModel> model_;
   const kernels::Dims dims_;
   const kernels::KernelSet* const kernel_set_;  // null: scalar
@@ -381,10 +300,10 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(
   if (absl::Status status = CheckCpu(); !status.ok()) return status;
   const absl::StatusOr<const kernels::KernelSet*> kernel_set = ChooseKernelSet();
   if (!kernel_set.ok()) return kernel_set.status();
-  const int64_t state_bytes = StateLayout::Of(package->config()).bytes;
+  const ModelConfig config = package->config();
   return std::make_unique<CpuBackend>(
-      PackedModel::Create(std::move(package), /*pack_items=*/*kernel_set == nullptr), *kernel_set,
-      state_bytes);
+      config, PackedModel::Create(std::move(package), /*pack_items=*/*kernel_set == nullptr),
+      *kernel_set, StateLayout::Of(config).bytes);
 }
 
 }  // namespace tim4rec
