@@ -9,6 +9,7 @@
 #include <string>
 
 #include "model/training/windows.h"
+#include "tests/model/training/temporary.h"
 
 namespace tim4rec {
 namespace {
@@ -103,6 +104,51 @@ TEST(Dataset, TrainsOnShortHistoriesWhole) {
   EXPECT_EQ(data->users[0].train_size(), 2);
   EXPECT_TRUE(data->users[1].evaluated());
   EXPECT_EQ(data->users[1].train_size(), 1);
+}
+
+// A file with everything that real ones do wrong, or seem to.
+TEST(Dataset, HandlesTheTrapsOfRealFiles) {
+  TemporaryDirectory directory;
+  const std::string path = directory.Write(
+      "traps.csv",
+      "timestamp,item_id,user_id\n"
+      "1600000300.25,Caf\xC3\xA9 au lait,\xE6\x98\xA0 \xE7\x94\xBB\n"  // unsorted, spaces, Unicode
+      "1600000000,b,\xE6\x98\xA0 \xE7\x94\xBB\n"
+      "1600000100,c,\xE6\x98\xA0 \xE7\x94\xBB\n"
+      "1600000100,a,\xE6\x98\xA0 \xE7\x94\xBB\n"    // a tie: after c, as in the file
+      "1600000100,c,\xE6\x98\xA0 \xE7\x94\xBB\n"    // the same row again
+      "1600000200.5,b,\xE6\x98\xA0 \xE7\x94\xBB\n"  // an item again, later
+      "1600000000,a,two events\n"
+      "1600000001,b,two events\n"
+      "1600000000,a,one\n"
+      "1600000000,a, one\n");  // another user: ids are kept as they are
+  const auto table = ReadInteractions(path, {});
+  ASSERT_TRUE(table.ok()) << table.status();
+  const auto data = BuildDataset(*table, 0, {});
+  ASSERT_TRUE(data.ok()) << data.status();
+  ASSERT_EQ(data->users.size(), 4u);
+  EXPECT_EQ(data->n_events, 10);
+  const UserHistory& user = data->users[0];
+  EXPECT_EQ(user.user, "\xE6\x98\xA0 \xE7\x94\xBB");
+  std::vector<std::string> items;
+  for (const int32_t item : user.items) items.push_back(data->items[item].id);
+  EXPECT_THAT(items, ElementsAre("b", "c", "a", "c", "b", "Caf\xC3\xA9 au lait"));
+  EXPECT_THAT(user.timestamps_ms, ElementsAre(1600000000000, 1600000100000, 1600000100000,
+                                              1600000100000, 1600000200500, 1600000300250));
+  EXPECT_EQ(user.train_size(), 4);
+  // The two rows of c are two training events.
+  EXPECT_EQ(data->items[user.items[1]].train_events, 2);
+  EXPECT_EQ(data->users[1].user, "two events");
+  EXPECT_FALSE(data->users[1].evaluated());
+  EXPECT_EQ(data->users[1].train_size(), 2);
+  EXPECT_EQ(data->users[2].user, "one");
+  EXPECT_EQ(data->users[3].user, " one");
+  EXPECT_EQ(data->users[3].train_size(), 1);
+  // No window can be made of one event.
+  std::mt19937_64 rng(1);
+  for (const Batch& batch : MakeBatches(*data, 10, 100, &rng)) {
+    for (const Window& window : batch) EXPECT_LT(window.user, 2);
+  }
 }
 
 TEST(Dataset, SaysThatNothingIsLeft) {
