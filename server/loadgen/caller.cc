@@ -110,12 +110,17 @@ class StreamCaller final : public Caller {
       started_ = ok;
       if (ok) {
         stream_->Read(&answer_, &read_);
+        EndWritesIfClosing();
       } else {
         End();
       }
     } else if (tag == &write_) {
       writing_ = false;
-      if (broken_) End();
+      if (broken_) {
+        End();
+      } else {
+        EndWritesIfClosing();
+      }
     } else if (tag == &read_) {
       if (ok) {
         OnAnswer();
@@ -135,7 +140,8 @@ class StreamCaller final : public Caller {
   }
 
   void Close() override {
-    if (!broken_) stream_->WritesDone(&writes_done_);
+    closing_ = true;
+    EndWritesIfClosing();
   }
   bool closed() const override { return closed_; }
   bool broken() const override { return broken_; }
@@ -145,6 +151,12 @@ class StreamCaller final : public Caller {
     int64_t units;
     Clock::time_point due;
   };
+
+  // Once the stream has started and its last write is complete, which its answer may overtake.
+  void EndWritesIfClosing() {
+    if (!closing_ || !started_ || writing_ || broken_) return;
+    if (!std::exchange(writes_ended_, true)) stream_->WritesDone(&writes_done_);
+  }
 
   void OnAnswer() {
     int64_t units = TakeAnswer(call_, &answer_);
@@ -177,6 +189,8 @@ class StreamCaller final : public Caller {
   bool started_ = false;
   bool writing_ = false;
   bool broken_ = false;
+  bool closing_ = false;
+  bool writes_ended_ = false;
   bool finishing_ = false;
   bool closed_ = false;
   // Their addresses are the tags.

@@ -53,7 +53,7 @@ TEST_F(Loadgen, CountsWhatTheServerHolds) {
   auto stub = Connect(*server);
   int seed = 0;
   for (const char* scenario : {"record --events 2", "mixed --ack durable", "stream --events 3",
-                               "record --rate 200", "stream --rate 20"}) {
+                               "record --rate 200", "stream --rate 100"}) {
     ++seed;
     ASSERT_EQ(Run(server->address(),
                   "--seed " + std::to_string(seed) + kSmall + "--scenario " + scenario + Items()),
