@@ -24,6 +24,7 @@ class QueryTerms {
 
   // The terms of predictions asked for at `query_ms` int64 [T]. Valid as long as this object.
   ScoreTerms At(const torch::Tensor& query_ms);
+  const torch::Tensor& weights() const { return weights_; }
 
  private:
   TermBlock Block(const std::vector<int64_t>& days, int64_t begin, int64_t end);

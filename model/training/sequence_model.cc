@@ -67,6 +67,7 @@ class Streaming : public HeldModel<StreamingModel> {
   ScoreTerms Terms(const BatchTensors& batch) override {
     return terms_ ? terms_->At(batch.query_ms) : ScoreTerms();
   }
+  torch::Tensor term_weights() override { return terms_ ? terms_->weights() : torch::Tensor(); }
 
  private:
   // [T,M], or undefined without the feature.

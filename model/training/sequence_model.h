@@ -53,6 +53,8 @@ class SequenceModel {
   virtual torch::Tensor Queries(const BatchTensors& batch) = 0;
   virtual torch::Tensor item_vectors() = 0;  // [V,D]
   virtual ScoreTerms Terms(const BatchTensors&) { return {}; }
+  // The weights of the Terms [K], one of the module's parameters; undefined without terms.
+  virtual torch::Tensor term_weights() { return {}; }
   virtual BatchShape batch_shape() const { return {}; }
 };
 

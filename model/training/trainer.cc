@@ -25,6 +25,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// Adam moves a parameter by at most the learning rate per step. The weights of score terms are few
+// and have far to go, about 1 in an epoch of some 50 steps, so theirs is higher by this factor.
+constexpr double kTermRate = 10;
+
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -40,8 +44,7 @@ class Trainer {
         identity_(RunIdentity(data, config, options)),
         rng_(options.seed),
         model_(Seeded(options.seed, data, config, options)),
-        optimizer_(model_->module().parameters(),
-                   torch::optim::AdamOptions(options.learning_rate)) {}
+        optimizer_(ParameterGroups(*model_), torch::optim::AdamOptions(options.learning_rate)) {}
 
   absl::StatusOr<TrainResult> Run() {
     if (options_.resume) {
@@ -64,6 +67,23 @@ class Trainer {
                                                const TrainOptions& options) {
     torch::manual_seed(seed);
     return MakeSequenceModel(data, config, options);
+  }
+
+  // All parameters but the weights of score terms, then those, if there are any.
+  static std::vector<torch::optim::OptimizerParamGroup> ParameterGroups(SequenceModel& model) {
+    const torch::Tensor weights = model.term_weights();
+    std::vector<torch::Tensor> parameters = model.module().parameters();
+    std::erase_if(parameters, [&](const auto& parameter) { return parameter.is_same(weights); });
+    std::vector<torch::optim::OptimizerParamGroup> groups;
+    groups.emplace_back(parameters);
+    if (weights.defined()) groups.emplace_back(std::vector<torch::Tensor>{weights});
+    return groups;
+  }
+
+  void SetLearningRate(double rate) {
+    auto& groups = optimizer_.param_groups();
+    groups[0].options().set_lr(rate);
+    if (groups.size() > 1) groups[1].options().set_lr(kTermRate * rate);
   }
 
   std::vector<Batch> EpochBatches(const BatchShape& shape) {
@@ -145,7 +165,7 @@ class Trainer {
     table.mutable_grad().add_(softmax.table_gradient);
     if (terms.weights.defined()) terms.weights.mutable_grad() = softmax.weight_gradient;
     torch::nn::utils::clip_grad_norm_(model_->module().parameters(), options_.clip_norm);
-    for (auto& group : optimizer_.param_groups()) group.options().set_lr(learning_rate);
+    SetLearningRate(learning_rate);
     optimizer_.step();
     ++progress_.steps_done;
     return softmax.loss;

@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <random>
 #include <set>
@@ -144,7 +145,9 @@ TEST_F(Variants, QueryFeaturesLearnAndRepeat) {
   const TrainResult trained = LearnsAndRepeats(0.6);
   ASSERT_TRUE(trained.tensors.contains("query_term_weights"));
   const auto& weights = trained.tensors.at("query_term_weights").second;
-  EXPECT_NE(weights[0], 0.5F);
+  // Farther from its start, 0.5, than the common rate takes it: 0.01 at most in each of some 25
+  // steps.
+  EXPECT_GT(std::abs(weights[0] - 0.5F), 0.3F);
   EXPECT_NE(weights[1], 0);
 }
 
