@@ -32,6 +32,12 @@ absl::StatusOr<std::string> CheckResident(const Engine& engine, const UserHistor
 absl::Status VerifyUser(const Engine& engine, const EventLog& log, const StateStore& states,
                         std::string_view user_id, const Resident* resident,
                         VerifyUserCommand* command) {
+  if (!engine.backend().exact()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the states of the ", std::string(engine.backend().name()),
+                     " backend may differ from the fold in their last bits; verify where an exact "
+                     "backend serves, such as cpu"));
+  }
   const auto checkpoint = states.Get(user_id, engine.fingerprint());
   if (!checkpoint.ok()) return checkpoint.status();
   HistoryRequest request{.user_id = user_id};

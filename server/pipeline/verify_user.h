@@ -13,7 +13,8 @@ namespace tim4rec {
 
 // Folds the user's log from zero and compares, byte for byte, with the resident state (null if the
 // user is not resident), which has nothing pending and is not behind, and with the checkpoint.
-// Called by the worker that owns the user. Errors: the log's and the store's, Backend's.
+// Called by the worker that owns the user. FAILED_PRECONDITION for a backend that is not exact;
+// else the log's errors, the store's, Backend's.
 absl::Status VerifyUser(const Engine& engine, const EventLog& log, const StateStore& states,
                         std::string_view user_id, const Resident* resident,
                         VerifyUserCommand* command);

@@ -29,6 +29,13 @@ TEST_F(InexactBackend, ServesButStoresNoState) {
   }
   EXPECT_GT(metrics_.evictions->Value(), 0);
   EXPECT_EQ(Recommend("a").tier, Tier::kRebuilt);
+  // It has nothing that could equal the fold byte for byte.
+  auto verify = std::make_unique<TestJob>();
+  verify->user_id = "a";
+  verify->verify_user.emplace();
+  verify = Submit(std::move(verify));
+  verify->Wait();
+  EXPECT_EQ(verify->status.code(), absl::StatusCode::kFailedPrecondition) << verify->status;
   ASSERT_TRUE(pipeline_->Drain().ok());
   for (const std::string user : {"a", "b", "c", "d"}) EXPECT_EQ(Stored(user), "no checkpoint");
   EXPECT_EQ(metrics_.checkpoints->Value(), 0);
