@@ -65,6 +65,11 @@ absl::Status CheckTopK(const TopKRequest& request, size_t index, const ModelConf
   if (absl::Status status = CheckAscending(request.excluded, field + ".excluded"); !status.ok()) {
     return status;
   }
+  const size_t words = (static_cast<size_t>(config.n_items) + 63) / 64;
+  if (!request.eligible.empty() && request.eligible.size() != words) {
+    return absl::InvalidArgumentError(absl::StrCat(field, ".eligible has ", request.eligible.size(),
+                                                   " words, must have none or ", words));
+  }
   if (!request.candidates_only || request.candidates.empty()) return absl::OkStatus();
   if (request.candidates.front() < 1 || request.candidates.back() >= config.n_items) {
     return absl::InvalidArgumentError(

@@ -43,6 +43,8 @@ struct TopKRequest {
   std::span<const int32_t> excluded;    // ascending, distinct
   bool candidates_only = false;         // rank only `candidates`
   std::span<const int32_t> candidates;  // ascending, distinct, read if candidates_only
+  // Bit v % 64 of word v / 64: whether item v may be ranked, [ceil(V/64)]. Empty: all may.
+  std::span<const uint64_t> eligible;
 };
 
 struct ScoredItem {

@@ -59,6 +59,10 @@ constexpr float kMinusInfinity = -__builtin_inff();
 
 inline float Ranked(float score) { return score == score ? score : kMinusInfinity; }
 
+inline bool IsEligible(const TopKQuery& query, int32_t item) {
+  return query.eligible == nullptr || (query.eligible[item / 64] >> (item % 64) & 1) != 0;
+}
+
 // Walks an ascending list beside ascending items.
 struct ExcludedWalk {
   const int32_t* next;

@@ -185,6 +185,8 @@ struct TopKQuery {
   bool candidates_only;       // rank only the candidates
   const int32_t* candidates;  // ascending, each 1 … V-1
   int64_t candidate_count;
+  // Bit v % 64 of word v / 64: whether item v may be ranked. Null: all may.
+  const uint64_t* eligible = nullptr;
 };
 
 // Ranks the eligible items, 1 … V-1 without the excluded ones, exactly. Writes the best min(k,

@@ -2,7 +2,8 @@
 // best, float32 scores decide.
 //
 // WHY THE RESULT IS EXACT. Item v's values are e_i, its codes q_i (integers, |q_i| <= 127) and its
-// scale s > 0; a query's values are x_i, its codes p_i and its scale t > 0. With norms Euclidean,
+// scale s > 0; a query's values are x_i, its codes p_i (as many levels as its sums are exact with:
+// |p_i| <= 127 with VNNI, 31 with AVX2) and its scale t > 0. With norms Euclidean,
 // residual >= |e - s q| / s and code_norm >= |q| for all items, Cauchy and Schwarz give
 //
 //   |x.e - t s (p.q)|  =  |x.(e - s q) + (x - t p).(s q)|  <=  s (|x| residual + |x - t p|

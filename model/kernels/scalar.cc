@@ -420,7 +420,7 @@ void OfferCandidates(const float* packed, int32_t d, const TopKQuery& query, Exc
                      BestHeap* heap) {
   for (int64_t i = 0; i < query.candidate_count; ++i) {
     const int32_t item = query.candidates[i];
-    if (excluded.Contains(item)) continue;
+    if (excluded.Contains(item) || !IsEligible(query, item)) continue;
     heap->Offer({Ranked(ScoreOne(packed, d, query.query, item)), item});
   }
 }
@@ -439,7 +439,7 @@ void OfferAll(const float* packed, int32_t items, int32_t d, const TopKQuery& qu
       const Scored scored = {Ranked(scores[j]), static_cast<int32_t>(base + j)};
       // Items come in ascending order, so one that ties with the worst of a full heap loses.
       if (heap->size == heap->capacity && !(scored.score > heap->entries[0].score)) continue;
-      if (excluded.Contains(scored.item)) continue;
+      if (excluded.Contains(scored.item) || !IsEligible(query, scored.item)) continue;
       heap->Offer(scored);
     }
   }

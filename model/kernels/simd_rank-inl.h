@@ -15,16 +15,18 @@ namespace {
 
 constexpr int64_t kPanelBlocks = 32;  // scored before thresholds move; they stay in the first cache
 constexpr int64_t kPanelItems = kPanelBlocks * 16;
+constexpr int32_t kMostWaiting = 48;  // survivors of a query that are on their way from memory
 
 // Queries that share a pass over a panel, and the blocks whose sums are in registers with them.
 #if HWY_TARGET == HWY_AVX2
 constexpr int kMostQueries = 4;
 constexpr int BlocksTogether(int queries) { return queries == 1 ? 2 : 1; }
-constexpr int kWordsPerGroup = 2;
+// A query's codes are at most this: the products of four of them fit into 16 bits, see AddProducts.
+constexpr int kMostQueryCode = 31;
 #else
 constexpr int kMostQueries = 8;
 constexpr int BlocksTogether(int queries) { return queries <= 4 ? 4 : 2; }
-constexpr int kWordsPerGroup = 1;
+constexpr int kMostQueryCode = 127;
 #endif
 
 // A query as its bounds are computed: bound = s (scale * (codes . item codes) + slack).
@@ -36,21 +38,13 @@ struct RankedQuery {
   int32_t base;  // what the sum of products begins with: it takes the 128 of the items' codes out
   int32_t kept;  // number of
   int32_t* survivors;  // [kPanelItems]
+  int32_t waiting;     // number of
+  int32_t* waiters;    // [kMostWaiting], eligible survivors of earlier panels, not yet scored
 };
 
-// The words that product sums of four codes take: one word of four bytes, or two of two int16 for
-// the even and the odd codes. `stride` words from group to group.
+// Four codes to a word; `stride` words from group to group.
 void PackQueryCodes(const int8_t* codes, int64_t groups, int64_t stride, int32_t* words) {
-  for (int64_t g = 0; g < groups; ++g) {
-    const int8_t* four = codes + 4 * g;
-    if constexpr (kWordsPerGroup == 1) {
-      std::memcpy(words + g * stride, four, 4);
-    } else {
-      const int16_t even[2] = {four[0], four[2]}, odd[2] = {four[1], four[3]};
-      std::memcpy(words + g * stride, even, 4);
-      std::memcpy(words + g * stride + 1, odd, 4);
-    }
-  }
+  for (int64_t g = 0; g < groups; ++g) std::memcpy(words + g * stride, codes + 4 * g, 4);
 }
 
 // Quantizes a query and makes its slack; see rank_table.h.
@@ -76,13 +70,13 @@ void PrepareQuery(const RankTable& table, const float* x, int64_t groups, int64_
     PackQueryCodes(codes, groups, stride, words);
     return;
   }
-  float scale = largest / 127.0f;
+  float scale = largest / static_cast<float>(kMostQueryCode);
   if (scale < 0x1p-80f) scale = 0x1p-80f;
   for (int32_t i = 0; i < table.d; ++i) {
     const double exact = static_cast<double>(x[i]) / static_cast<double>(scale);
     int code = static_cast<int>(exact < 0 ? exact - 0.5 : exact + 0.5);
-    if (code > 127) code = 127;
-    if (code < -127) code = -127;
+    if (code > kMostQueryCode) code = kMostQueryCode;
+    if (code < -kMostQueryCode) code = -kMostQueryCode;
     codes[i] = static_cast<int8_t>(code);
     ranked->base -= 128 * code;
     const double difference = static_cast<double>(x[i]) - static_cast<double>(scale) * code;
@@ -105,21 +99,26 @@ void PrepareQuery(const RankTable& table, const float* x, int64_t groups, int64_
 
 using IntVector = hn::Vec<Ints>;
 
-// sum + the products of four codes for each of kLanes items.
-HWY_INLINE IntVector AddProducts(IntVector sum, hn::Vec<hn::Repartition<uint8_t, Floats>> items,
-                                 const int32_t* words) {
+using CodeVector = hn::Vec<hn::Repartition<uint8_t, Floats>>;
+
 #if HWY_TARGET == HWY_AVX2
-  const __m256i even = _mm256_and_si256(items.raw, _mm256_set1_epi16(0x00ff));
-  const __m256i odd = _mm256_srli_epi16(items.raw, 8);
-  const __m256i products = _mm256_add_epi32(_mm256_madd_epi16(even, _mm256_set1_epi32(words[0])),
-                                            _mm256_madd_epi16(odd, _mm256_set1_epi32(words[1])));
-  return IntVector{_mm256_add_epi32(sum.raw, products)};
-#else
-  // Not _mm512_dpbusd_epi32: gcc 12 moves its sums between registers.
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(items.raw), "v"(_mm512_set1_epi32(words[0])));
-  return sum;
-#endif
+// sum + the products of two groups of four codes for each of kLanes items. |pairs| <= 4 255 31.
+HWY_INLINE IntVector AddProducts(IntVector sum, CodeVector items, int32_t word, CodeVector next,
+                                 int32_t next_word) {
+  static_assert(4 * 255 * kMostQueryCode <= 32767);
+  const __m256i pairs =
+      _mm256_add_epi16(_mm256_maddubs_epi16(items.raw, _mm256_set1_epi32(word)),
+                       _mm256_maddubs_epi16(next.raw, _mm256_set1_epi32(next_word)));
+  return IntVector{_mm256_add_epi32(sum.raw, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 }
+#else
+// sum + the products of four codes for each of kLanes items.
+HWY_INLINE IntVector AddProducts(IntVector sum, CodeVector items, int32_t word) {
+  // Not _mm512_dpbusd_epi32: gcc 12 moves its sums between registers.
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(items.raw), "v"(_mm512_set1_epi32(word)));
+  return sum;
+}
+#endif
 
 // Appends the items of a vector whose bound is not below the threshold.
 HWY_INLINE void KeepSurvivors(IntVector sum, V scales, int32_t first_item, RankedQuery* q) {
@@ -132,7 +131,7 @@ HWY_INLINE void KeepSurvivors(IntVector sum, V scales, int32_t first_item, Ranke
       hn::CompressBlendedStore(items, hn::RebindMask(kI, kept), kI, q->survivors + q->kept));
 }
 
-// `words` is [groups][kQueries][kWordsPerGroup]. What lies `ahead_bytes` after the codes is fetched
+// `words` is [groups][kQueries]. What lies `ahead_bytes` after the codes is fetched
 // meanwhile.
 template <int kQueries, int kBlocks>
 HWY_INLINE void BoundBlocks(const RankTable& table, int64_t groups, int64_t block,
@@ -146,17 +145,42 @@ HWY_INLINE void BoundBlocks(const RankTable& table, int64_t groups, int64_t bloc
     for (int v = 0; v < kVectors; ++v) sum[q][v] = hn::Set(kI, queries[q].base);
   }
   const uint8_t* codes = table.codes + block * groups * 64;
-  for (int64_t g = 0; g < groups; ++g, codes += 64, words += kQueries * kWordsPerGroup) {
+  const auto load = [&](int v) HWY_ATTR {
+    return hn::Load(u8, codes + v / kParts * groups * 64 + v % kParts * 4 * kLanes);
+  };
+#if HWY_TARGET == HWY_AVX2
+  int64_t g = 0;
+  for (; g + 2 <= groups; g += 2, codes += 128, words += 2 * kQueries) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      __builtin_prefetch(codes + v / kParts * groups * 64 + ahead_bytes, 0, 2);
-      const auto items = hn::Load(u8, codes + v / kParts * groups * 64 + v % kParts * 4 * kLanes);
+      __builtin_prefetch(codes + v / kParts * groups * 64 + v % kParts * 64 + ahead_bytes, 0, 2);
+      const auto items = load(v);
+      const auto next =
+          hn::Load(u8, codes + 64 + v / kParts * groups * 64 + v % kParts * 4 * kLanes);
 #pragma GCC unroll 8
       for (int q = 0; q < kQueries; ++q) {
-        sum[q][v] = AddProducts(sum[q][v], items, words + q * kWordsPerGroup);
+        sum[q][v] = AddProducts(sum[q][v], items, words[q], next, words[kQueries + q]);
       }
     }
   }
+  if (g < groups) {
+    for (int v = 0; v < kVectors; ++v) {
+      for (int q = 0; q < kQueries; ++q) {
+        sum[q][v] = AddProducts(sum[q][v], load(v), words[q], hn::Zero(u8), 0);
+      }
+    }
+  }
+#else
+  for (int64_t g = 0; g < groups; ++g, codes += 64, words += kQueries) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      __builtin_prefetch(codes + v / kParts * groups * 64 + ahead_bytes, 0, 2);
+      const auto items = load(v);
+#pragma GCC unroll 8
+      for (int q = 0; q < kQueries; ++q) sum[q][v] = AddProducts(sum[q][v], items, words[q]);
+    }
+  }
+#endif
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) {
     const V scales = hn::LoadU(kF, table.scales + block * 16 + v * kLanes);
@@ -206,7 +230,8 @@ void BoundPanel(const RankTable& table, int64_t groups, int64_t first, int64_t e
 
 // ---- float32 scores
 
-bool IsExcluded(const TopKQuery& query, int32_t item) {
+bool IsLeftOut(const TopKQuery& query, int32_t item) {
+  if (!IsEligible(query, item)) return true;
   int64_t low = 0, high = query.excluded_count;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
@@ -242,18 +267,25 @@ HWY_NOINLINE void OfferItems(const RankTable& table, const int32_t* items, int64
   if (ranked->heap.size == ranked->heap.capacity) ranked->threshold = ranked->heap.entries[0].score;
 }
 
-// Scores what is left of the survivors without padding, excluded items and items after the last.
-void OfferSurvivors(const RankTable& table, RankedQuery* ranked) {
-  int64_t eligible = 0;
+void OfferWaiters(const RankTable& table, RankedQuery* ranked) {
+  OfferItems(table, ranked->waiters, ranked->waiting, ranked);
+  ranked->waiting = 0;
+}
+
+// Takes the survivors of a panel, without padding, items left out and items after the last. Their
+// rows come from memory while the next panels are scanned: once there are k scores, survivors are
+// scored many at a time.
+void TakeSurvivors(const RankTable& table, RankedQuery* ranked) {
   for (int32_t i = 0; i < ranked->kept; ++i) {
     const int32_t item = ranked->survivors[i];
-    if (item < 1 || item >= table.items || IsExcluded(*ranked->query, item)) continue;
-    ranked->survivors[eligible++] = item;
+    if (item < 1 || item >= table.items || IsLeftOut(*ranked->query, item)) continue;
     const float* row = table.embedding + static_cast<int64_t>(item) * table.d;
     for (int32_t d = 0; d < table.d; d += 16) __builtin_prefetch(row + d);
+    ranked->waiters[ranked->waiting++] = item;
+    if (ranked->waiting == kMostWaiting) OfferWaiters(table, ranked);
   }
   ranked->kept = 0;
-  if (eligible > 0) OfferItems(table, ranked->survivors, eligible, ranked);
+  if (ranked->heap.size < ranked->heap.capacity && ranked->waiting > 0) OfferWaiters(table, ranked);
 }
 
 void OfferCandidates(const RankTable& table, RankedQuery* ranked) {
@@ -261,7 +293,7 @@ void OfferCandidates(const RankTable& table, RankedQuery* ranked) {
   for (int64_t i = 0; i < query.candidate_count;) {
     int64_t eligible = 0;
     for (; i < query.candidate_count && eligible < kPanelItems; ++i) {
-      if (IsExcluded(query, query.candidates[i])) continue;
+      if (IsLeftOut(query, query.candidates[i])) continue;
       ranked->survivors[eligible++] = query.candidates[i];
     }
     if (eligible > 0) OfferItems(table, ranked->survivors, eligible, ranked);
@@ -272,9 +304,10 @@ void OfferCandidates(const RankTable& table, RankedQuery* ranked) {
 
 struct RankScratch {
   RankedQuery* queries;  // [count]
-  int32_t* words;        // [count][groups][kWordsPerGroup], interleaved within a group of queries
+  int32_t* words;        // [count][groups], interleaved within a group of queries
   int8_t* codes;         // [4 groups]
   int32_t* survivors;    // [kPanelItems + kLanes], used by one query after the other
+  int32_t* waiters;      // [count][kMostWaiting]
 };
 
 int64_t CarveRank(int32_t d, int64_t count, float* base, RankScratch* scratch) {
@@ -286,10 +319,11 @@ int64_t CarveRank(int32_t d, int64_t count, float* base, RankScratch* scratch) {
     return at;
   };
   scratch->queries = static_cast<RankedQuery*>(take(count * int64_t{sizeof(RankedQuery)}));
-  scratch->words = static_cast<int32_t*>(take(count * groups * kWordsPerGroup * 4));
+  scratch->words = static_cast<int32_t*>(take(count * groups * 4));
   scratch->codes = static_cast<int8_t*>(take(4 * groups));
   scratch->survivors =
       static_cast<int32_t*>(take(kMostQueries * (kPanelItems + kLanes) * int64_t{4}));
+  scratch->waiters = static_cast<int32_t*>(take(count * kMostWaiting * int64_t{4}));
   return used;
 }
 
@@ -320,10 +354,10 @@ void RankTogether(const RankTable& table, int64_t groups, RankedQuery* queries, 
     const int64_t ahead_bytes = (next - panel) * kPanelBlocks * groups * 64;
     for (int64_t q = 0; q < count; q += kMostQueries) {
       const int64_t together = count - q < kMostQueries ? count - q : kMostQueries;
-      BoundPanel(table, groups, first, end, q == 0 ? ahead_bytes : 0,
-                 words + q * groups * kWordsPerGroup, queries + q, together);
+      BoundPanel(table, groups, first, end, q == 0 ? ahead_bytes : 0, words + q * groups,
+                 queries + q, together);
       for (int64_t j = q; j < q + together; ++j) {
-        if (queries[j].kept > 0) OfferSurvivors(table, &queries[j]);
+        if (queries[j].kept > 0) TakeSurvivors(table, &queries[j]);
       }
     }
   }
@@ -344,6 +378,8 @@ void Rank(const RankTable& table, const TopKQuery* queries, int64_t count, Score
     ranked.threshold = kMinusInfinity;
     ranked.kept = 0;
     ranked.survivors = parts.survivors;
+    ranked.waiting = 0;
+    ranked.waiters = parts.waiters + i * kMostWaiting;
     if (queries[i].candidates_only) {
       OfferCandidates(table, &ranked);
       continue;
@@ -352,12 +388,13 @@ void Rank(const RankTable& table, const TopKQuery* queries, int64_t count, Score
     const int64_t first = at / kMostQueries * kMostQueries;
     const int64_t together = scanning - first < kMostQueries ? scanning - first : kMostQueries;
     ranked.survivors = parts.survivors + (at - first) * (kPanelItems + kLanes);
-    PrepareQuery(table, queries[i].query, groups, together * kWordsPerGroup, parts.codes,
-                 parts.words + (first * groups + (at - first)) * kWordsPerGroup, &ranked);
+    PrepareQuery(table, queries[i].query, groups, together, parts.codes,
+                 parts.words + (first * groups + (at - first)), &ranked);
   }
   RankTogether(table, groups, parts.queries, scanning, parts.words);
   for (int64_t i = 0; i < count; ++i) {
     RankedQuery& ranked = parts.queries[i];
+    if (ranked.waiting > 0) OfferWaiters(table, &ranked);
     ranked.heap.Sort();
     found[ranked.query - queries] = ranked.heap.size;
   }

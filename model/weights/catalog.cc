@@ -56,6 +56,12 @@ absl::StatusOr<ItemCatalog> ItemCatalog::Create(std::vector<Item> items) {
           "items[", i, "].id: \"", id, "\" is already the id of item ", entry->second));
     }
     catalog.by_popularity_.push_back(static_cast<int32_t>(i));
+    for (const std::string& category : catalog.items_[i].categories) {
+      std::vector<int32_t>& items = catalog.categories_[category];
+      if (items.empty() || items.back() != static_cast<int32_t>(i)) {
+        items.push_back(static_cast<int32_t>(i));
+      }
+    }
   }
   std::stable_sort(catalog.by_popularity_.begin(), catalog.by_popularity_.end(),
                    [&catalog](int32_t a, int32_t b) {
@@ -67,6 +73,12 @@ absl::StatusOr<ItemCatalog> ItemCatalog::Create(std::vector<Item> items) {
 std::optional<int32_t> ItemCatalog::Find(std::string_view id) const {
   const auto it = index_.find(id);
   if (it == index_.end()) return std::nullopt;
+  return it->second;
+}
+
+std::span<const int32_t> ItemCatalog::InCategory(std::string_view category) const {
+  const auto it = categories_.find(category);
+  if (it == categories_.end()) return {};
   return it->second;
 }
 

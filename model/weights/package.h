@@ -54,6 +54,8 @@ class ItemCatalog {
   std::optional<int32_t> Find(std::string_view id) const;
   // Indices 1 … V-1, most training events first, ties by index.
   const std::vector<int32_t>& by_popularity() const { return by_popularity_; }
+  // The items of a category, ascending; empty if no item has it.
+  std::span<const int32_t> InCategory(std::string_view category) const;
 
  private:
   struct TextHash {
@@ -64,6 +66,7 @@ class ItemCatalog {
   std::vector<Item> items_;
   std::unordered_map<std::string, int32_t, TextHash, std::equal_to<>> index_;
   std::vector<int32_t> by_popularity_;
+  std::unordered_map<std::string, std::vector<int32_t>, TextHash, std::equal_to<>> categories_;
 };
 
 // One history of the probe: at least one event, timestamps ascending (equal ones allowed).

@@ -39,6 +39,7 @@ struct RecommendCommand {
   std::vector<int32_t> excluded;  // ascending, distinct
   bool candidates_only = false;
   std::vector<int32_t> candidates;  // ascending, distinct
+  std::vector<uint64_t> eligible;   // as TopKRequest::eligible
   uint64_t min_state_version = 0;
   bool may_wait = false;  // for min_state_version; the worker decides
 

@@ -19,6 +19,10 @@ void InsertSorted(int32_t item, std::vector<int32_t>* items) {
   if (at == items->end() || *at != item) items->insert(at, item);
 }
 
+bool IsEligible(const std::vector<uint64_t>& eligible, int32_t item) {
+  return eligible.empty() || (eligible[item / 64] >> (item % 64) & 1) != 0;
+}
+
 bool Contains(const std::vector<int32_t>& sorted, int32_t item) {
   return std::binary_search(sorted.begin(), sorted.end(), item);
 }
@@ -465,7 +469,8 @@ void MicroBatch::Rank(const LoadedModel& model) {
                 .k = command.k,
                 .excluded = ranked[i]->excluded,
                 .candidates_only = command.candidates_only,
-                .candidates = command.candidates};
+                .candidates = command.candidates,
+                .eligible = command.eligible};
     }
     Backend& backend = model.engine->backend();
     absl::Status status = backend.Query(requests, std::span(queries));
@@ -490,7 +495,7 @@ void MicroBatch::RankByPopularity(Read* read) {
   const ItemCatalog& catalog = read->model->engine->catalog();
   for (const int32_t item : catalog.by_popularity()) {
     if (static_cast<int>(command.items.size()) == command.k) break;
-    if (Contains(read->excluded, item)) continue;
+    if (!IsEligible(command.eligible, item) || Contains(read->excluded, item)) continue;
     if (command.candidates_only && !Contains(command.candidates, item)) continue;
     command.items.push_back({item, static_cast<float>(catalog.item(item).train_events)});
   }

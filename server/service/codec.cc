@@ -66,6 +66,42 @@ std::vector<int32_t> ResolveItems(const google::protobuf::RepeatedPtrField<std::
   return items;
 }
 
+void CheckCategories(const google::protobuf::RepeatedPtrField<std::string>& categories,
+                     const std::string& name, const DecodeContext& context, Violations* faults) {
+  const std::string path = context.path + name;
+  if (categories.size() > kMostCategories) {
+    faults->Add(path, absl::StrCat("has ", categories.size(), " categories (at most ",
+                                   kMostCategories, ")"));
+    return;
+  }
+  for (int i = 0; i < categories.size(); ++i) {
+    const std::string element = absl::StrCat(path, "[", i, "]");
+    const std::string fault = IdFault(categories[i], element, false, *context.broken);
+    if (!fault.empty()) faults->Add(element, fault);
+  }
+}
+
+// The items that have one of `any_of`, or all items if that is empty, without those that have one
+// of `none_of`. As TopKRequest::eligible.
+std::vector<uint64_t> EligibleItems(const google::protobuf::RepeatedPtrField<std::string>& any_of,
+                                    const google::protobuf::RepeatedPtrField<std::string>& none_of,
+                                    const ItemCatalog& catalog) {
+  if (any_of.empty() && none_of.empty()) return {};
+  std::vector<uint64_t> eligible((static_cast<size_t>(catalog.size()) + 63) / 64,
+                                 any_of.empty() ? ~uint64_t{0} : 0);
+  for (const std::string& category : any_of) {
+    for (const int32_t item : catalog.InCategory(category)) {
+      eligible[item / 64] |= uint64_t{1} << (item % 64);
+    }
+  }
+  for (const std::string& category : none_of) {
+    for (const int32_t item : catalog.InCategory(category)) {
+      eligible[item / 64] &= ~(uint64_t{1} << (item % 64));
+    }
+  }
+  return eligible;
+}
+
 v1::Tier EncodeTier(Tier tier) {
   switch (tier) {
     case Tier::kHot:
@@ -172,8 +208,8 @@ void DecodeBatchEntry(const v1::UserInteractions& entry, const DecodeContext& co
   }
 }
 
-absl::Status DecodeRecommend(const v1::RecommendRequest& request, const DecodeContext& context,
-                             RecommendCommand* command, Violations* faults) {
+void DecodeRecommend(const v1::RecommendRequest& request, const DecodeContext& context,
+                     RecommendCommand* command, Violations* faults) {
   command->k = kDefaultK;
   if (request.has_k()) {
     if (request.k() < 1 || request.k() > kMostK) {
@@ -196,13 +232,12 @@ absl::Status DecodeRecommend(const v1::RecommendRequest& request, const DecodeCo
   if (context.broken->contains(context.path + "model")) {
     faults->Add(context.path + "model", "is not valid UTF-8");
   }
-  if (request.category_any_of_size() > 0 || request.category_none_of_size() > 0) {
-    return absl::UnimplementedError(absl::StrCat(
-        context.path, request.category_any_of_size() > 0 ? "category_any_of" : "category_none_of",
-        ": this server offers no filters by category; use exclude_item_ids or "
-        "candidate_item_ids"));
+  CheckCategories(request.category_any_of(), "category_any_of", context, faults);
+  CheckCategories(request.category_none_of(), "category_none_of", context, faults);
+  if (faults->empty()) {
+    command->eligible =
+        EligibleItems(request.category_any_of(), request.category_none_of(), *context.catalog);
   }
-  return absl::OkStatus();
 }
 
 void DecodeGetUser(const v1::GetUserRequest& request, const DecodeContext& context,

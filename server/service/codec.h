@@ -26,6 +26,7 @@ struct RequestLimits {
 inline constexpr int kMostIdBytes = 256;
 inline constexpr int kDefaultK = 10;
 inline constexpr int kMostK = 1000;
+inline constexpr int kMostCategories = 100;
 inline constexpr uint32_t kMostUserEvents = 10'000;
 // What a date library still holds: the year 275760.
 inline constexpr int64_t kMostTimestampMs = 8'640'000'000'000'000;
@@ -58,10 +59,9 @@ void DecodeBatch(const v1::StreamInteractionsRequest& request, const DecodeConte
 void DecodeBatchEntry(const v1::UserInteractions& entry, const DecodeContext& context,
                       RecordCommand* command, std::vector<std::string>* rejections);
 
-// The options of a recommendation, user_id and model left out. The status is UNIMPLEMENTED for a
-// field that this server does not offer.
-absl::Status DecodeRecommend(const v1::RecommendRequest& request, const DecodeContext& context,
-                             RecommendCommand* command, Violations* faults);
+// The options of a recommendation, user_id and model left out.
+void DecodeRecommend(const v1::RecommendRequest& request, const DecodeContext& context,
+                     RecommendCommand* command, Violations* faults);
 
 void DecodeGetUser(const v1::GetUserRequest& request, const DecodeContext& context,
                    GetUserCommand* command, Violations* faults);

@@ -70,19 +70,17 @@ class Call final : public grpc::ServerUnaryReactor, public Job {
                                 .now_ms = absl::ToUnixMillis(deps_.clock()),
                                 .broken = &broken};
     Violations faults;
-    absl::Status decoded = Codec::Decode(*request, context, this, &rejections_, &faults);
+    Codec::Decode(*request, context, this, &rejections_, &faults);
     if (!faults.empty()) return faults.ToStatus();
     if (!named.ok()) {
       return absl::Status(named.status().code(),
                           absl::StrCat(std::string(Codec::kModelField), ": ",
                                        std::string(named.status().message())));
     }
-    if (decoded.ok()) {
-      for (const std::string& rejection : rejections_) {
-        if (!rejection.empty()) deps_.metrics->events_rejected->Increment();
-      }
+    for (const std::string& rejection : rejections_) {
+      if (!rejection.empty()) deps_.metrics->events_rejected->Increment();
     }
-    return decoded;
+    return absl::OkStatus();
   }
 
   void OnCancel() override { cancelled.store(true, std::memory_order_relaxed); }
@@ -109,12 +107,11 @@ struct RecordCodec : AnsweredByServing {
   using Response = v1::RecordInteractionsResponse;
   static constexpr Method kMethod = Method::kRecordInteractions;
 
-  static absl::Status Decode(const Request& request, const DecodeContext& context, Job* job,
-                             std::vector<std::string>* rejections, Violations* faults) {
+  static void Decode(const Request& request, const DecodeContext& context, Job* job,
+                     std::vector<std::string>* rejections, Violations* faults) {
     CheckUserId(request.user_id(), context, faults);
     job->user_id = request.user_id();
     DecodeRecord(request, context, &job->record.emplace(), rejections, faults);
-    return absl::OkStatus();
   }
   static void Encode(const Job& job, const std::vector<std::string>& rejections,
                      Response* response) {
@@ -129,11 +126,11 @@ struct RecommendCodec {
 
   static constexpr std::string_view kModelField = "model";
   static std::string_view Model(const Request& request) { return request.model(); }
-  static absl::Status Decode(const Request& request, const DecodeContext& context, Job* job,
-                             std::vector<std::string>*, Violations* faults) {
+  static void Decode(const Request& request, const DecodeContext& context, Job* job,
+                     std::vector<std::string>*, Violations* faults) {
     CheckUserId(request.user_id(), context, faults);
     job->user_id = request.user_id();
-    return DecodeRecommend(request, context, &job->recommend.emplace(), faults);
+    DecodeRecommend(request, context, &job->recommend.emplace(), faults);
   }
   static void Encode(const Job& job, const std::vector<std::string>&, Response* response) {
     EncodeRecommend(*job.recommend, *job.model, response);
@@ -147,8 +144,8 @@ struct RecordAndRecommendCodec {
 
   static constexpr std::string_view kModelField = "recommend.model";
   static std::string_view Model(const Request& request) { return request.recommend().model(); }
-  static absl::Status Decode(const Request& request, const DecodeContext& context, Job* job,
-                             std::vector<std::string>* rejections, Violations* faults) {
+  static void Decode(const Request& request, const DecodeContext& context, Job* job,
+                     std::vector<std::string>* rejections, Violations* faults) {
     DecodeContext record = context;
     record.path = "record.";
     CheckUserId(request.record().user_id(), record, faults);
@@ -161,7 +158,7 @@ struct RecordAndRecommendCodec {
         (!request.recommend().user_id().empty() && request.recommend().user_id() != job->user_id)) {
       faults->Add("recommend.user_id", "is neither empty nor record.user_id");
     }
-    return DecodeRecommend(request.recommend(), recommend, &job->recommend.emplace(), faults);
+    DecodeRecommend(request.recommend(), recommend, &job->recommend.emplace(), faults);
   }
   static void Encode(const Job& job, const std::vector<std::string>& rejections,
                      Response* response) {
@@ -175,11 +172,10 @@ struct GetUserCodec : AnsweredByServing {
   using Response = v1::GetUserResponse;
   static constexpr Method kMethod = Method::kGetUser;
 
-  static absl::Status Decode(const Request& request, const DecodeContext& context, Job* job,
-                             std::vector<std::string>*, Violations* faults) {
+  static void Decode(const Request& request, const DecodeContext& context, Job* job,
+                     std::vector<std::string>*, Violations* faults) {
     job->user_id = request.user_id();
     DecodeGetUser(request, context, &job->get_user.emplace(), faults);
-    return absl::OkStatus();
   }
   static void Encode(const Job& job, const std::vector<std::string>&, Response* response) {
     EncodeUser(*job.get_user, response);
@@ -191,12 +187,11 @@ struct DeleteUserCodec : AnsweredByServing {
   using Response = v1::DeleteUserResponse;
   static constexpr Method kMethod = Method::kDeleteUser;
 
-  static absl::Status Decode(const Request& request, const DecodeContext& context, Job* job,
-                             std::vector<std::string>*, Violations* faults) {
+  static void Decode(const Request& request, const DecodeContext& context, Job* job,
+                     std::vector<std::string>*, Violations* faults) {
     CheckUserId(request.user_id(), context, faults);
     job->user_id = request.user_id();
     job->delete_user.emplace().purge = request.purge();
-    return absl::OkStatus();
   }
   static void Encode(const Job& job, const std::vector<std::string>&, Response* response) {
     response->set_events_removed(job.delete_user->removed.events);

@@ -62,8 +62,12 @@ std::vector<std::string> PlainFold::Top(const UserLog& log, int64_t as_of_ms, in
   std::vector<float> query(engine_->config().hidden_size);
   const QueryRequest ask[] = {{slot, as_of_ms}};
   EXPECT_TRUE(backend.Query(ask, query).ok());
-  const TopKRequest rank[] = {
-      {.query = query, .k = k, .excluded = excluded, .candidates_only = false, .candidates = {}}};
+  const TopKRequest rank[] = {{.query = query,
+                               .k = k,
+                               .excluded = excluded,
+                               .candidates_only = false,
+                               .candidates = {},
+                               .eligible = {}}};
   std::vector<std::vector<ScoredItem>> results;
   EXPECT_TRUE(backend.TopK(rank, &results).ok());
   backend.Release(slot);

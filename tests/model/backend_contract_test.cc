@@ -157,6 +157,11 @@ TEST_P(BackendContract, TopKRanksTheWholeCatalogueWithoutPadding) {
   for (size_t i = 1; i < results_[0].size(); ++i) {
     EXPECT_GE(results_[0][i - 1].score, results_[0][i].score);
   }
+  const std::vector<uint64_t> eligible = {0x0f00'0000'0000'0381};  // 0, 7, 8, 9, 56 to 59
+  request.eligible = eligible;
+  ASSERT_TRUE(TopK(request).ok());
+  EXPECT_EQ(results_[0].size(), 7u);
+  request.eligible = {};
   request.excluded = excluded;
   ASSERT_TRUE(TopK(request).ok());
   EXPECT_EQ(results_[0].size(), 57u);
@@ -167,6 +172,10 @@ TEST_P(BackendContract, TopKRanksTheWholeCatalogueWithoutPadding) {
   ASSERT_TRUE(TopK(request).ok());
   ASSERT_EQ(results_[0].size(), 1u);
   EXPECT_EQ(results_[0][0].item, 8);
+  const std::vector<uint64_t> none = {~uint64_t{0x100}};
+  request.eligible = none;
+  ASSERT_TRUE(TopK(request).ok());
+  EXPECT_TRUE(results_[0].empty());
 }
 
 TEST_P(BackendContract, ServesDisjointSlotsFromManyThreads) {

@@ -120,6 +120,18 @@ std::vector<int32_t> RandomSubset(int32_t items, uint64_t one_in, std::mt19937_6
   return subset;
 }
 
+// Which items may be ranked: all but few, half, or few.
+std::vector<uint64_t> RandomBits(int32_t items, std::mt19937_64& random) {
+  std::vector<uint64_t> bits(static_cast<size_t>(items / 64 + 1));
+  const int choice = static_cast<int>(random() % 3);
+  for (uint64_t& word : bits) {
+    word = random();
+    if (choice == 0) word |= random() | random();
+    if (choice == 2) word &= random() & random() & random();
+  }
+  return bits;
+}
+
 class Rank : public ::testing::TestWithParam<const KernelSet*> {};
 
 TEST_P(Rank, EqualsScoringEveryItem) {
@@ -133,6 +145,7 @@ TEST_P(Rank, EqualsScoringEveryItem) {
         const Items table(items, d, RandomRows(items, d, shape, random));
         const auto excluded = RandomSubset(items, 1 + random() % 4, random);
         const auto candidates = RandomSubset(items, 1 + random() % 4, random);
+        const auto eligible = RandomBits(items, random);
         const auto count = static_cast<int32_t>(1 + random() % 19);
         const auto shapes = {Shape::kUniform, shape, Shape::kTiny};
         const auto rows =
@@ -151,6 +164,7 @@ TEST_P(Rank, EqualsScoringEveryItem) {
             query.candidates = candidates.data();
             query.candidate_count = static_cast<int64_t>(candidates.size());
           }
+          if (random() % 3 == 0) query.eligible = eligible.data();
         }
         ASSERT_NO_FATAL_FAILURE(ExpectExact(*GetParam(), table, queries));
       }

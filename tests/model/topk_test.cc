@@ -45,6 +45,7 @@ std::vector<Scored> BruteForce(const Table& table, const TopKQuery& query) {
       return std::find(list, list + count, item) != list + count;
     };
     if (in(query.excluded, query.excluded_count)) continue;
+    if (query.eligible != nullptr && !(query.eligible[item / 64] >> (item % 64) & 1)) continue;
     if (query.candidates_only && !in(query.candidates, query.candidate_count)) continue;
     float score = 0;
     for (int32_t i = 0; i < table.d; ++i) {
@@ -88,6 +89,10 @@ TEST(TopK, EqualsBruteForce) {
           TopKQuery query = {};
           query.query = queries.embedding.data() + d;
           query.k = k;
+          ExpectExact(table, query);
+          std::vector<uint64_t> eligible(static_cast<size_t>(items / 64 + 1));
+          for (uint64_t& word : eligible) word = random();
+          query.eligible = eligible.data();
           ExpectExact(table, query);
           query.excluded = excluded.data();
           query.excluded_count = static_cast<int64_t>(excluded.size());

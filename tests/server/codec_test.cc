@@ -13,6 +13,7 @@
 namespace tim4rec {
 namespace {
 
+using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -41,8 +42,8 @@ class Codec : public testing::Test {
 
   absl::Status Recommend(const v1::RecommendRequest& request) {
     recommend_ = {};
-    const absl::Status status = DecodeRecommend(request, context_, &recommend_, &faults_);
-    return faults_.empty() ? status : faults_.ToStatus();
+    DecodeRecommend(request, context_, &recommend_, &faults_);
+    return faults_.ToStatus();
   }
 
   RequestLimits limits_{.max_clock_skew_ms = 1000, .max_interactions = 5, .max_item_ids = 3};
@@ -224,12 +225,45 @@ TEST_F(Codec, RejectedLateEventsSayWhatTheyLieBefore) {
   EXPECT_EQ(batch.applied(), 1u);
 }
 
-TEST_F(Codec, FieldsThatAreNotOfferedAreNamed) {
+TEST_F(Codec, CategoriesSayWhichItemsMayBeRanked) {
+  std::vector<Item> items(70);
+  for (int i = 1; i < 70; ++i) {
+    items[i].id = absl::StrCat("item", i);
+    auto& categories = items[i].categories;
+    if (i % 3 == 0) categories.insert(categories.end(), 2, "third");
+    if (i % 2 == 0) categories.emplace_back("even");
+  }
+  catalog_ = *ItemCatalog::Create(std::move(items));
+  const auto eligible = [&](const std::vector<std::string>& any,
+                            const std::vector<std::string>& none) {
+    v1::RecommendRequest request;
+    for (const auto& category : any) request.add_category_any_of(category);
+    for (const auto& category : none) request.add_category_none_of(category);
+    EXPECT_TRUE(Recommend(request).ok());
+    std::vector<bool> bits;
+    for (int i = 0; i < 70 && !recommend_.eligible.empty(); ++i) {
+      bits.push_back(recommend_.eligible[i / 64] >> (i % 64) & 1);
+    }
+    return bits;
+  };
+  EXPECT_TRUE(eligible({}, {}).empty());
+  for (int i = 1; i < 70; ++i) {
+    const bool even = i % 2 == 0, third = i % 3 == 0;
+    EXPECT_EQ(eligible({"even"}, {})[i], even) << i;
+    EXPECT_EQ(eligible({"even", "third", "unknown"}, {})[i], even || third) << i;
+    EXPECT_EQ(eligible({}, {"third"})[i], !third) << i;
+    EXPECT_EQ(eligible({"even"}, {"third", "unknown"})[i], even && !third) << i;
+    EXPECT_FALSE(eligible({"unknown"}, {})[i]) << i;
+  }
+}
+
+TEST_F(Codec, FaultyCategoriesAreNamed) {
   v1::RecommendRequest request;
-  request.add_category_none_of("horror");
-  const absl::Status status = Recommend(request);
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("category_none_of"));
+  request.add_category_any_of();
+  for (int i = 0; i < 101; ++i) request.add_category_none_of()->assign(3, 'c');
+  EXPECT_THAT(std::string(Recommend(request).message()),
+              AllOf(HasSubstr("category_any_of[0]: is empty"),
+                    HasSubstr("category_none_of: has 101 categories (at most 100)")));
 }
 
 TEST_F(Codec, UserIdsHaveTheirLimits) {

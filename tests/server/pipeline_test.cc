@@ -332,6 +332,13 @@ TEST_F(Pipelines, ColdStartIsByPopularityAndHonoursTheOptions) {
   job = Submit(std::move(job));
   job->Wait();
   EXPECT_THAT(ItemsOf(*job->recommend), ElementsAre(popular[2], popular[4]));
+
+  job = NewRecommend("stranger");
+  job->recommend->k = 2;
+  job->recommend->eligible = {~(uint64_t{1} << popular[0] | uint64_t{1} << popular[2])};
+  job = Submit(std::move(job));
+  job->Wait();
+  EXPECT_THAT(ItemsOf(*job->recommend), ElementsAre(popular[1], popular[3]));
 }
 
 TEST_F(Pipelines, SeenAndExcludedItemsAreLeftOutAndCandidatesRestrict) {

@@ -150,6 +150,7 @@ class CpuBackend : public Backend {
       query.candidates_only = request.candidates_only;
       query.candidates = request.candidates.data();
       query.candidate_count = static_cast<int64_t>(request.candidates.size());
+      if (!request.eligible.empty()) query.eligible = request.eligible.data();
       places += static_cast<size_t>(request.k);
     }
     scored.resize(places);

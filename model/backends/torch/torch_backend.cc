@@ -416,6 +416,9 @@ class TorchBackend : public Backend {
     for (const int32_t item : request.excluded) {
       if (item >= 0 && item < config_.n_items) marks[item] = false;
     }
+    for (int64_t item = 0; item < config_.n_items && !request.eligible.empty(); ++item) {
+      if ((request.eligible[item / 64] >> (item % 64) & 1) == 0) marks[item] = false;
+    }
     marks[0] = false;
     const auto items = eligible.to(device_).nonzero().squeeze(1);  // ascending
     const int64_t k = std::min<int64_t>(request.k, items.size(0));
