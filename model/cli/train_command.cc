@@ -507,6 +507,11 @@ void AddTrainingOptions(CLI::App* command, TrainArguments* a) {
       ->check(Between(0, 1024))
       ->group(group);
   command
+      ->add_option("--device", a->options.device,
+                   "Where steps are computed: cpu, or cuda where libtorch has it")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->group(group);
+  command
       ->add_flag("--resume", a->options.resume,
                  "Go on from OUT.checkpoint, which is written after each epoch")
       ->group(group);

@@ -75,7 +75,9 @@ class Streaming : public HeldModel<StreamingModel> {
     if (!hour_.defined()) return {};
     const auto hours = query_ms.div(3'600'000, "floor");
     const auto days = hours.div(24, "floor");
-    return hour_.index_select(0, hours.remainder(24)) + weekday_.index_select(0, days.remainder(7));
+    const auto device = hour_.device();
+    return hour_.index_select(0, hours.remainder(24).to(device)) +
+           weekday_.index_select(0, days.remainder(7).to(device));
   }
 
   torch::Tensor hour_;     // [24,M]
@@ -106,6 +108,15 @@ class Sasrec : public HeldModel<SasrecModel> {
 };
 
 }  // namespace
+
+BatchTensors BatchTensors::To(torch::Device device) const {
+  BatchTensors moved = *this;
+  for (torch::Tensor* tensor : {&moved.items, &moved.gaps_ms, &moved.seconds, &moved.last,
+                                &moved.positions, &moved.targets, &moved.query_gaps}) {
+    if (tensor->defined()) *tensor = tensor->to(device);
+  }
+  return moved;
+}
 
 BatchTensors MakeBatchTensors(const Dataset& data, const Batch& batch, const BatchShape& shape,
                               int64_t max_gap_ms) {

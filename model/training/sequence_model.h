@@ -27,6 +27,9 @@ struct BatchTensors {
   torch::Tensor targets;     // int64 [T]
   torch::Tensor query_gaps;  // [T], from the position to its target, clamped
   torch::Tensor query_ms;    // int64 [T], when it is predicted: the target's timestamp
+
+  // A copy on a device, but for query_ms, which only the CPU reads.
+  BatchTensors To(torch::Device device) const;
 };
 
 // How windows become predictions.

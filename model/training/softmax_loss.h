@@ -35,11 +35,13 @@ inline torch::Tensor BlockScores(const torch::Tensor& queries, const torch::Tens
   auto scores = queries.slice(0, begin, end).mm(table.t());
   if (source.weights.defined()) {
     *terms = source.block(begin, end);
+    terms->values = terms->values.to(scores.device());
     for (int64_t k = 0; k < source.weights.size(0); ++k) {
       scores.add_(terms->values[k], source.weights[k].item<double>());
     }
     if (terms->excluded.defined()) {
-      scores.masked_fill_(terms->excluded, -std::numeric_limits<float>::infinity());
+      scores.masked_fill_(terms->excluded.to(scores.device()),
+                          -std::numeric_limits<float>::infinity());
     }
   }
   scores.select(1, 0).fill_(-std::numeric_limits<float>::infinity());
@@ -69,14 +71,17 @@ inline SoftmaxLoss FullSoftmaxLoss(const torch::Tensor& queries, const torch::Te
     result.loss -= log_probability.gather(1, target).sum().item<double>();
     auto gradient = log_probability.exp_();
     gradient.scatter_add_(1, target, torch::full_like(target, -1, queries.options()));
-    gradient.div_(static_cast<double>(rows));
     result.query_gradient.slice(0, begin, end).copy_(gradient.mm(table));
     result.table_gradient.addmm_(gradient.t(), queries.slice(0, begin, end));
     if (terms.values.defined()) {
       result.weight_gradient.add_(terms.values.flatten(1).mv(gradient.flatten()));
     }
   }
+  // The mean's factor, here because these are smaller than the scores.
   result.loss /= static_cast<double>(rows);
+  result.query_gradient.div_(static_cast<double>(rows));
+  result.table_gradient.div_(static_cast<double>(rows));
+  if (result.weight_gradient.defined()) result.weight_gradient.div_(static_cast<double>(rows));
   return result;
 }
 

@@ -17,9 +17,6 @@
 #include "model/training/softmax_loss.h"
 #include "model/training/windows.h"
 
-// OpenBLAS, where it is the BLAS that torch uses, has threads of its own.
-extern "C" __attribute__((weak)) void openblas_set_num_threads(int threads);
-
 namespace tim4rec {
 namespace {
 
@@ -66,7 +63,9 @@ class Trainer {
                                                const ModelConfig& config,
                                                const TrainOptions& options) {
     torch::manual_seed(seed);
-    return MakeSequenceModel(data, config, options);
+    auto model = MakeSequenceModel(data, config, options);
+    model->module().to(torch::Device(options.device));
+    return model;
   }
 
   // All parameters but the weights of score terms, then those, if there are any.
@@ -106,7 +105,8 @@ class Trainer {
     for (int64_t i = 0; i < steps; ++i) {
       const double lr = LearningRate((epoch + static_cast<double>(i) / steps) / options_.epochs);
       const BatchTensors tensors =
-          MakeBatchTensors(data_, batches[i], shape, config_.time.max_gap_ms);
+          MakeBatchTensors(data_, batches[i], shape, config_.time.max_gap_ms)
+              .To(torch::Device(options_.device));
       const double loss = Step(tensors, lr);
       if (!std::isfinite(loss)) return Diverged(epoch, i, steps, lr, loss);
       const int64_t targets = tensors.targets.size(0);
@@ -234,6 +234,8 @@ absl::Status TrainOptions::Validate() const {
   require(attention_heads >= 1,
           absl::StrCat("attention heads is ", attention_heads, "; expected at least 1"));
   require(max_length >= 1, absl::StrCat("maximal length is ", max_length, "; expected at least 1"));
+  require(device == "cpu" || device == "cuda",
+          absl::StrCat("device is ", device, "; expected cpu or cuda"));
   require(softmax_block_floats >= 1, "softmax block is empty; expected at least 1 float");
   require(!resume || !checkpoint.empty(), "resume needs a checkpoint");
   if (faults.empty()) return absl::OkStatus();
@@ -266,11 +268,14 @@ absl::StatusOr<TrainResult> Train(const Dataset& data, const ModelConfig& config
     return absl::InvalidArgumentError(
         "training: no user has two training events (the last two events of each are held out)");
   }
+  if (options.device == "cuda" && !torch::cuda::is_available()) {
+    return absl::FailedPreconditionError(
+        "training: the device is cuda, and libtorch " TORCH_VERSION
+        " here has no CUDA or finds no device; build with a libtorch that has it, or train on cpu");
+  }
   try {
     const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    const int threads = options.threads > 0 ? options.threads : cores;
-    torch::set_num_threads(threads);
-    if (openblas_set_num_threads != nullptr) openblas_set_num_threads(threads);
+    UseTorchThreads(options.threads > 0 ? options.threads : cores);
     return Trainer(data, config, options, hooks).Run();
   } catch (const c10::Error& error) {
     return absl::InternalError(absl::StrCat("training: ", error.what_without_backtrace()));

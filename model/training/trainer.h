@@ -55,6 +55,8 @@ struct TrainOptions {
   // Of torch; 0: one per core. The operations of small models are too short to share: more than 1
   // pays from a hidden size of about 128 on, on otherwise idle cores.
   int threads = 1;
+  // Where steps are computed: "cpu", or "cuda" where libtorch has it; not bit-reproducible there.
+  std::string device = "cpu";
   int64_t softmax_block_floats = 1 << 22;  // scores alive at a time: 16 MiB
 
   // Train SASRec instead of the configuration's variant: a baseline that no engine serves. Of the
@@ -124,9 +126,10 @@ struct TrainResult {
 // machine give the same bits, whether resumed or not.
 //
 // INVALID_ARGUMENT: options, config, or a checkpoint of another data set or configuration.
-// NOT_FOUND: nothing to resume. ABORTED: the loss is not finite; says at which step and learning
-// rate. The status of `validate` or of writing the checkpoint, as it is. A run that fails or is
-// killed leaves the checkpoint of its last whole epoch.
+// FAILED_PRECONDITION: no such device. NOT_FOUND: nothing to resume. ABORTED: the loss is not
+// finite; says at which step and learning rate. The status of `validate` or of writing the
+// checkpoint, as it is. A run that fails or is killed leaves the checkpoint of its last whole
+// epoch.
 absl::StatusOr<TrainResult> Train(const Dataset& data, const ModelConfig& config,
                                   const TrainOptions& options, const TrainHooks& hooks);
 

@@ -157,6 +157,23 @@ TEST_F(Training, RefusesCheckpointsOfOtherRuns) {
   EXPECT_THAT(std::string(broken.message()), HasSubstr("is not a readable checkpoint"));
 }
 
+TEST_F(Training, DevicesThatAreNotThereAreNamed) {
+  options_.device = "gpu";
+  const auto unknown = Train(data_, config_, options_, hooks_).status();
+  EXPECT_EQ(unknown.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(unknown.message()), HasSubstr("device is gpu; expected cpu or cuda"));
+  options_.device = "cuda";
+  options_.epochs = 1;
+  const auto trained = Train(data_, config_, options_, hooks_).status();
+  if (torch::cuda::is_available()) {
+    EXPECT_TRUE(trained.ok()) << trained;
+    return;
+  }
+  EXPECT_EQ(trained.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(trained.message()), HasSubstr("has no CUDA or finds no device"));
+  EXPECT_FALSE(std::filesystem::exists(options_.checkpoint));
+}
+
 TEST_F(Training, StopsWithAdviceWhenTheLossIsNotFinite) {
   options_.learning_rate = 1e30;
   const auto diverged = Train(data_, config_, options_, hooks_).status();
