@@ -12,9 +12,9 @@
 namespace tim4rec {
 namespace {
 
-// Between two steps of a refold, in steps: it takes a twentieth of the worker's time, or all of it
-// while there are no requests.
-constexpr int kRefoldRest = 19;
+// Between two steps of a refold, and between two checkpoint writes, in steps: each takes a
+// twentieth of the worker's time, or all of it while there are no requests.
+constexpr int kRest = 19;
 constexpr absl::Duration kIdle = absl::Milliseconds(50);
 
 // Until when a job may wait, so that its answer reaches the client before its deadline does; `now`
@@ -126,8 +126,9 @@ void Worker::Run() {
 }
 
 absl::Time Worker::NextWake() const {
-  if (checkpoints_left_ > 0 || releasing_) return absl::InfinitePast();
+  if (releasing_) return absl::InfinitePast();
   absl::Time next = std::min(next_checkpoint_, residents_.next_release());
+  if (checkpoints_left_ > 0) next = std::min(next, next_group_);
   if (!refolds_.empty()) next = std::min(next, next_refold_);
   if (waiting_jobs_.empty()) return next;
   const absl::Time now = options_.clock();
@@ -170,8 +171,12 @@ void Worker::RefoldSome() {
   }
   const absl::StatusOr<bool> more = refold_->Step();
   if (!more.ok() || !*more) return EndRefold(more.status());
+  next_refold_ = RestFrom(start);
+}
+
+absl::Time Worker::RestFrom(absl::Time start) const {
   const absl::Time end = absl::Now();
-  if (end - last_batch_ < kIdle) next_refold_ = end + kRefoldRest * (end - start);
+  return start - last_batch_ < kIdle ? end + kRest * (end - start) : end;
 }
 
 void Worker::EndRefold(absl::Status status) {
@@ -279,14 +284,15 @@ void Worker::DeleteUser(Job* job) {
 }
 
 void Worker::CheckpointIfDue() {
-  const absl::Time now = absl::Now();
-  if (now >= next_checkpoint_) {
-    next_checkpoint_ = now + options_.checkpoint_interval;
+  const absl::Time start = absl::Now();
+  if (start >= next_checkpoint_) {
+    next_checkpoint_ = start + options_.checkpoint_interval;
     checkpoints_left_ = residents_.dirty_count();
   }
-  if (checkpoints_left_ <= 0) return;
-  // One group per batch, so that requests wait for one write at most.
+  if (checkpoints_left_ <= 0 || start < next_group_) return;
+  // One group per batch, so that requests wait for one write at most, and few of them for any.
   const auto written = residents_.CheckpointSome();
+  next_group_ = RestFrom(start);
   checkpoints_left_ = written.ok() && *written > 0 ? checkpoints_left_ - *written : 0;
 }
 

@@ -77,6 +77,8 @@ class Worker {
   void TakeOrders();
   void ReleaseSome();
   void RefoldSome();
+  // When work between batches that began at `start` and is done may go on.
+  absl::Time RestFrom(absl::Time start) const;
   void EndRefold(absl::Status status);
   void EndOrders();
 
@@ -88,7 +90,8 @@ class Worker {
   // Used by the thread only.
   Residents residents_;
   absl::Time next_checkpoint_;
-  int64_t checkpoints_left_ = 0;  // of the periodic round that is under way
+  int64_t checkpoints_left_ = 0;                  // of the periodic round that is under way
+  absl::Time next_group_ = absl::InfinitePast();  // of that round
   std::vector<std::shared_ptr<Order>> releases_;
   bool releasing_ = false;                      // states are left to be freed
   std::deque<std::shared_ptr<Order>> refolds_;  // the first is under way

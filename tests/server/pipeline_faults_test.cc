@@ -1,8 +1,12 @@
+#include <atomic>
 #include <chrono>
 #include <cstring>
+#include <optional>
+#include <span>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "tests/server/pipeline_fixture.h"
 
@@ -185,6 +189,60 @@ TEST_F(PipelineFaults, ChangedStatesAreWrittenPeriodically) {
     }
     EXPECT_EQ(Stored(absl::StrCat("u", u)), Folded({At(1, "item1")}));
   }
+}
+
+// Takes its time, as a disk does that others use too.
+class SlowStates final : public StateStore {
+ public:
+  explicit SlowStates(StateStore* states) : states_(states) {}
+  absl::StatusOr<std::optional<StateRecord>> Get(std::string_view user_id,
+                                                 std::string_view fingerprint) const override {
+    return states_->Get(user_id, fingerprint);
+  }
+  absl::Status Put(std::span<const UserState> states) override {
+    ++puts;
+    absl::SleepFor(absl::Milliseconds(30));
+    return states_->Put(states);
+  }
+  absl::Status Flush() override { return states_->Flush(); }
+  absl::Status DeleteStates(std::string_view fingerprint) override {
+    return states_->DeleteStates(fingerprint);
+  }
+  std::atomic<int> puts = 0;
+
+ private:
+  StateStore* const states_;
+};
+
+TEST_F(PipelineFaults, FewRequestsWaitForCheckpoints) {
+  constexpr int kUsers = 10;
+  SlowStates states(store_.get());
+  options_.max_batch = 1;
+  options_.checkpoint_group = 1;
+  options_.checkpoint_interval = absl::Milliseconds(1);
+  pipeline_ = std::make_unique<Pipeline>(
+      options_, PipelineDeps{models_.get(), log_.get(), &states,
+                             [this](std::string_view user) { return store_->DeleteUser(user); },
+                             [this](std::string_view user) { return store_->PurgeDeleted(user); },
+                             &metrics_});
+  const auto release = Block();
+  std::vector<std::unique_ptr<TestJob>> jobs;
+  for (int u = 0; u < kUsers; ++u) {
+    jobs.push_back(Submit(NewRecord(absl::StrCat("u", u), {At(1, "item1")})));
+  }
+  for (int i = 0; i < 50; ++i) jobs.push_back(Submit(NewRecommend("u0")));
+  int puts_while_busy = 0;
+  jobs.back()->on_complete = [&] { puts_while_busy = states.puts; };
+  release();
+  for (auto& job : jobs) job->Wait();
+  // One, and a rest that is many times the length of the others.
+  EXPECT_LE(puts_while_busy, kUsers / 3);
+  // Without requests the others come.
+  while (metrics_.checkpoints->Value() < kUsers) absl::SleepFor(absl::Milliseconds(1));
+  for (int u = 0; u < kUsers; ++u) {
+    EXPECT_EQ(Stored(absl::StrCat("u", u)), Folded({At(1, "item1")}));
+  }
+  pipeline_.reset();
 }
 
 }  // namespace
