@@ -12,34 +12,29 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <mutex>
-#include <random>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "model/weights/package.h"
+#include "tests/bench/open_loop.h"
 #include "tests/model/tiny_model.h"
 #include "tim4rec/v1/admin.grpc.pb.h"
-#include "tim4rec/v1/recommender.grpc.pb.h"
 
 namespace tim4rec {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-constexpr int kItems = 3400;
 constexpr auto kSecond = std::chrono::seconds(1);
 constexpr auto kCalm = 4 * kSecond;
 
 int WriteModels(const std::string& dir) {
   for (const uint64_t seed : {1, 2}) {
     ModelConfig config;
-    config.n_items = kItems + 1;
+    config.n_items = OpenLoop::kItems + 1;
     config.hidden_size = 64;
     const absl::Status written =
         WritePackage(dir + (seed == 1 ? "/a" : "/b"), MakeTinyModel(config, seed));
@@ -48,149 +43,6 @@ int WriteModels(const std::string& dir) {
     return 1;
   }
   return 0;
-}
-
-int64_t NowMs() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
-
-void AddInteraction(std::mt19937_64* random, int64_t timestamp_ms,
-                    v1::RecordInteractionsRequest* request) {
-  v1::Interaction* interaction = request->add_interactions();
-  interaction->set_item_id("item" + std::to_string(1 + (*random)() % kItems));
-  interaction->set_timestamp_ms(timestamp_ms);
-}
-
-void Check(const grpc::Status& status, const char* what) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "%s: %s\n", what, status.error_message().c_str());
-  std::exit(1);
-}
-
-class Load {
- public:
-  Load(const std::string& address, double rate, int users, int history)
-      : stub_(v1::Recommender::NewStub(
-            grpc::CreateChannel(address, grpc::InsecureChannelCredentials()))),
-        rate_(rate),
-        users_(users) {
-    for (int u = 0; u < users; ++u) {
-      v1::RecordInteractionsRequest request;
-      request.set_user_id(User(u));
-      for (int i = 0; i < history; ++i) {
-        AddInteraction(&random_, NowMs() - (history - i) * 60'000LL, &request);
-      }
-      v1::RecordInteractionsResponse response;
-      grpc::ClientContext context;
-      Check(stub_->RecordInteractions(&context, request, &response), "history");
-    }
-    thread_ = std::thread([this] { Run(); });
-  }
-
-  ~Load() {
-    done_ = true;
-    thread_.join();
-    while (in_flight_ > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-
-  // The p99, in ms, of the Recommends that were due in each whole second from `begin` to `end`.
-  std::vector<double> P99BySecond(Clock::time_point begin, Clock::time_point end) {
-    std::vector<double> seconds;
-    for (auto second = begin; second + kSecond <= end; second += kSecond) {
-      std::vector<double> ms;
-      {
-        std::lock_guard lock(mutex_);
-        for (const Sample& sample : samples_) {
-          if (sample.due >= second && sample.due < second + kSecond) ms.push_back(sample.ms);
-        }
-      }
-      if (ms.empty()) continue;
-      std::sort(ms.begin(), ms.end());
-      seconds.push_back(ms[static_cast<size_t>(0.99 * static_cast<double>(ms.size() - 1))]);
-    }
-    return seconds;
-  }
-
-  void Forget() {
-    std::lock_guard lock(mutex_);
-    samples_.clear();
-  }
-
- private:
-  struct Sample {
-    Clock::time_point due;
-    double ms;
-  };
-  template <typename Request, typename Response>
-  struct Call {
-    grpc::ClientContext context;
-    Request request;
-    Response response;
-  };
-
-  static std::string User(uint64_t user) { return "user" + std::to_string(user); }
-
-  void Run() {
-    const auto start = Clock::now();
-    for (int64_t i = 0; !done_; ++i) {
-      const auto due = start + std::chrono::duration_cast<Clock::duration>(
-                                   std::chrono::duration<double>(static_cast<double>(i) / rate_));
-      std::this_thread::sleep_until(due);
-      ++in_flight_;
-      if (i % 4 == 0) {
-        Record();
-      } else {
-        Recommend(due);
-      }
-    }
-  }
-
-  void Record() {
-    auto* call = new Call<v1::RecordInteractionsRequest, v1::RecordInteractionsResponse>;
-    call->request.set_user_id(User(random_() % users_));
-    AddInteraction(&random_, NowMs(), &call->request);
-    stub_->async()->RecordInteractions(&call->context, &call->request, &call->response,
-                                       [this, call](const grpc::Status& status) {
-                                         Check(status, "RecordInteractions");
-                                         delete call;
-                                         --in_flight_;
-                                       });
-  }
-
-  void Recommend(Clock::time_point due) {
-    auto* call = new Call<v1::RecommendRequest, v1::RecommendResponse>;
-    call->request.set_user_id(User(random_() % users_));
-    stub_->async()->Recommend(&call->context, &call->request, &call->response,
-                              [this, call, due](const grpc::Status& status) {
-                                Check(status, "Recommend");
-                                const std::chrono::duration<double, std::milli> ms =
-                                    Clock::now() - due;
-                                delete call;
-                                {
-                                  std::lock_guard lock(mutex_);
-                                  samples_.push_back({due, ms.count()});
-                                }
-                                --in_flight_;
-                              });
-  }
-
-  const std::unique_ptr<v1::Recommender::Stub> stub_;
-  const double rate_;
-  const int users_;
-  std::mt19937_64 random_{1};
-  std::atomic<bool> done_ = false;
-  std::atomic<int64_t> in_flight_ = 0;
-  std::mutex mutex_;
-  std::vector<Sample> samples_;
-  std::thread thread_;
-};
-
-double Median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 class Admin {
@@ -204,7 +56,7 @@ class Admin {
     request.set_directory(directory);
     v1::LoadModelResponse response;
     grpc::ClientContext context;
-    Check(stub_->LoadModel(&context, request, &response), "LoadModel");
+    CheckCall(stub_->LoadModel(&context, request, &response), "LoadModel");
     return response.model().version();
   }
   std::string Promote(const std::string& version) {
@@ -212,7 +64,7 @@ class Admin {
     request.set_version(version);
     v1::PromoteModelResponse response;
     grpc::ClientContext context;
-    Check(stub_->PromoteModel(&context, request, &response), "PromoteModel");
+    CheckCall(stub_->PromoteModel(&context, request, &response), "PromoteModel");
     return response.previous_version();
   }
   void Unload(const std::string& version) {
@@ -220,7 +72,7 @@ class Admin {
     request.set_version(version);
     v1::UnloadModelResponse response;
     grpc::ClientContext context;
-    Check(stub_->UnloadModel(&context, request, &response), "UnloadModel");
+    CheckCall(stub_->UnloadModel(&context, request, &response), "UnloadModel");
   }
 
  private:
@@ -229,11 +81,12 @@ class Admin {
 
 int Measure(const std::string& address, const std::string& admin_address, const std::string& dir,
             double rate, int rounds, int users, int history) {
-  Load load(address, rate, users, history);
+  OpenLoop load(address, rate, users, history);
+  load.Start();
   Admin admin(admin_address);
   std::vector<double> before, during, after;
   const auto add = [&](Clock::time_point begin, Clock::time_point end, std::vector<double>* all) {
-    const std::vector<double> seconds = load.P99BySecond(begin, end);
+    const std::vector<double> seconds = P99BySecond(load.Between(begin, end));
     all->insert(all->end(), seconds.begin(), seconds.end());
     std::printf("  %6.2f (%2zu s)", Median(seconds), seconds.size());
   };
