@@ -1,14 +1,24 @@
 #!/usr/bin/env bash
 # Installs what deploy/packages.txt lists (Debian 12), and only what is missing.
-# Usage: deploy/install_packages.sh
+# Usage: deploy/install_packages.sh [--tests]     with --tests also what only the tests need
 set -euo pipefail
 list="$(cd "$(dirname "$0")" && pwd)/packages.txt"
-mapfile -t wanted < <(grep -Ev '^[[:space:]]*(#|$)' "$list")
+case "${1:-}" in
+  "") part() { sed '/^\[tests\]$/,$d' "$list"; } ;;
+  --tests) part() { sed '/^\[tests\]$/d' "$list"; } ;;
+  *) echo "packages: unknown option $1" >&2; exit 2 ;;
+esac
+mapfile -t wanted < <(part | grep -Ev '^[[:space:]]*(#|$)')
 
 missing=()
-for package in "${wanted[@]}"; do
-  status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
-  [ "$status" = installed ] || missing+=("$package")
+for line in "${wanted[@]}"; do
+  IFS='| ' read -ra choices <<<"$line"
+  found=0
+  for package in "${choices[@]}"; do
+    status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$status" != installed ] || found=1
+  done
+  [ "$found" = 1 ] || missing+=("${choices[0]}")
 done
 if [ ${#missing[@]} -eq 0 ]; then
   echo "packages: all ${#wanted[@]} are installed"

@@ -5,6 +5,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 preset="${TIM4REC_PRESET:-release}"
-deploy/install_packages.sh
+deploy/install_packages.sh --tests
 deploy/build.sh
 ctest --preset "$preset" --parallel "$(nproc)" "$@"

@@ -59,7 +59,9 @@ class Progress(unittest.TestCase):
 
 class Packages(unittest.TestCase):
     def test_the_list_is_the_only_one(self):
-        names = [n for n in (DEPLOY / "packages.txt").read_text().splitlines() if n and not n.startswith("#")]
+        lines = [n for n in (DEPLOY / "packages.txt").read_text().splitlines() if n and not n.startswith("#")]
+        self.assertEqual(lines.count("[tests]"), 1)
+        names = [name for line in lines if line != "[tests]" for name in line.split(" | ")]
         self.assertEqual(len(names), len(set(names)))
         for name in names:
             self.assertRegex(name, r"^[a-z0-9][a-z0-9.+-]*$")
@@ -67,6 +69,22 @@ class Packages(unittest.TestCase):
         for script in (DEPLOY / "quickstart.sh", ROOT / "tests" / "run.sh"):
             self.assertIn("deploy/install_packages.sh", script.read_text())
             self.assertNotIn("apt-get", script.read_text())
+
+    def test_the_part_of_the_tests_is_installed_for_them_only(self):
+        def wanted(*flags):
+            with tempfile.TemporaryDirectory() as folder:  # every package is installed, in here
+                query = pathlib.Path(folder, "dpkg-query")
+                query.write_text(f'#!/bin/sh\necho "$3" >>{folder}/asked\necho installed\n')
+                query.chmod(0o755)
+                done = run(DEPLOY / "install_packages.sh", *flags, env={"PATH": f"{folder}:/usr/bin:/bin"})
+                self.assertEqual(done.returncode, 0, done.stderr)
+                return set(pathlib.Path(folder, "asked").read_text().splitlines())
+        part, whole = wanted(), wanted("--tests")
+        self.assertLess(part, whole)
+        self.assertIn("g++", part)
+        self.assertEqual({"valgrind", "clang-tidy-14"} & part, set())
+        self.assertLess({"valgrind", "clang-tidy-14"}, whole)
+        self.assertEqual(run(DEPLOY / "install_packages.sh", "--test").returncode, 2)
 
 
 class Quickstart(unittest.TestCase):
