@@ -1,0 +1,279 @@
+"""The router (nginx with the shipped configuration) before three real servers.
+
+Usage: router_test.py BUILD [unittest arguments]     BUILD: build/<preset>
+"""
+import collections
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import urllib.request
+
+import grpc
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "e2e"))
+from server_process import ServerProcess, free_port  # noqa: E402
+from tim4rec import NEVER, CallError, Client, Interaction, Query, Retry, Ring, Tls  # noqa: E402
+
+os.environ["PATH"] += ":/usr/sbin"
+BUILD = pathlib.Path(sys.argv.pop(1)).resolve()
+SHIPPED = ROOT / "deploy" / "k8s" / "base" / "router"
+T0 = 1_700_000_000_000
+EVERYBODY = "default 1;\n"
+
+
+class Router:
+    """nginx with the shipped nginx.conf, in a folder of its own; `address` takes calls."""
+
+    def __init__(self, folder, servers, listen="listen {address} http2;\n", tokens=EVERYBODY):
+        self.folder, self.port, health = pathlib.Path(folder), free_port(), free_port()
+        self.address, self.health = f"127.0.0.1:{self.port}", f"127.0.0.1:{health}"
+        conf = (SHIPPED / "nginx.conf").read_text()
+        for ours, theirs in (("/tmp/", f"{folder}/"), ("listen 8081;", f"listen {self.health};"),
+                             ("worker_processes auto;", "worker_processes 2;\nuser root;")):
+            assert ours in conf, ours
+            conf = conf.replace(ours, theirs)
+        self.write("nginx.conf", conf)
+        self.write("servers.conf", "".join(f"server {s} max_fails=0;\n" for s in servers))
+        self.write("listen.conf", listen.format(address=self.address))
+        self.write("tokens.conf", tokens)
+        self.errors = (self.folder / "errors").open("w")
+        self.process = subprocess.Popen(["nginx", "-p", folder, "-c", f"{folder}/nginx.conf"], stderr=self.errors)
+        for _ in range(200):
+            try:
+                urllib.request.urlopen(f"http://{self.health}/healthz", timeout=1).close()
+                return
+            except OSError:
+                if self.process.poll() is not None:
+                    raise RuntimeError((self.folder / "errors").read_text()) from None
+                time.sleep(0.05)
+        raise RuntimeError("nginx is not up after 10 s")
+
+    def write(self, name, text):
+        (self.folder / name).write_text(text)
+
+    def reload(self):
+        subprocess.run(["nginx", "-p", self.folder, "-c", f"{self.folder}/nginx.conf", "-s", "reload"], check=True,
+                       stderr=self.errors)
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(30)
+        self.errors.close()
+
+
+class WithServers(unittest.TestCase):
+    count = 3
+
+    def setUp(self):
+        made = tempfile.TemporaryDirectory()
+        self.addCleanup(made.cleanup)
+        self.folder = pathlib.Path(made.name)
+        self.names = [f"127.0.0.1:{free_port()}" for _ in range(self.count)]
+        self.servers = {name: self.serve(name) for name in self.names}
+
+    def serve(self, name):
+        server = ServerProcess(BUILD, self.folder / name.replace(":", "_"), listen=name)
+        self.addCleanup(server.__exit__)
+        return server
+
+    def route(self, **options):
+        (self.folder / "router").mkdir(exist_ok=True)
+        router = Router(str(self.folder / "router"), self.names, **options)
+        self.addCleanup(router.stop)
+        return router
+
+    def connect(self, address, **options):
+        client = Client(address, **options)
+        self.addCleanup(client.close)
+        return client
+
+
+def event(n):
+    return [Interaction(f"item{n % 60 + 1}", T0 + n * 1000)]
+
+
+class Stickiness(WithServers):
+    def test_a_user_is_on_the_server_that_the_ring_names_and_on_no_other(self):
+        client = self.connect(self.route().address)
+        users = [f"user {n}/é" for n in range(200)]
+        for n in range(3):
+            for user in users:
+                self.assertEqual(client.record(user, event(n)).state_version, n + 1)
+        ring, spread = Ring(self.names), collections.Counter()
+        for name in self.names:
+            direct = self.connect(name)
+            for user in users:
+                held = direct.get_user(user).event_count
+                self.assertEqual(held, 3 if ring.server_of(user) == name else 0, (user, name))
+                spread[name] += held > 0
+        self.assertTrue(all(spread[name] >= 200 / 3 / 2 for name in self.names), spread)
+
+    def test_one_more_server_takes_users_and_moves_no_others(self):
+        users = [f"u{n}" for n in range(3000)]
+        before, after = Ring(["a:1", "b:1", "c:1"]), Ring(["c:1", "a:1", "b:1", "d:1"])
+        moved = [u for u in users if before.server_of(u) != after.server_of(u)]
+        self.assertTrue(all(after.server_of(u) == "d:1" for u in moved))
+        self.assertTrue(3000 / 4 / 2 < len(moved) < 3000 / 4 * 2, len(moved))
+
+
+class Outage(WithServers):
+    """Traffic on all three servers, one of which is killed and comes back with its data."""
+
+    def setUp(self):
+        super().setUp()
+        self.acknowledged = collections.Counter()  # by user
+        self.failed = []  # (user, error)
+        self.while_down = collections.Counter()  # calls answered, by server
+        self.down, self.over = threading.Event(), threading.Event()
+
+    def write(self, router, users):
+        """Durable events for users in turn, never tried again: an error is seen as it is."""
+        ring, n = Ring(self.names), 0
+        with Client(router.address, retry=NEVER, timeout_s=30) as client:
+            while not self.over.is_set():
+                for user in users:
+                    try:
+                        client.record(user, event(n), durable=True)
+                        client.recommend(user, Query(k=3))
+                        self.acknowledged[user] += 1
+                        self.while_down[ring.server_of(user)] += self.down.is_set()
+                    except CallError as error:
+                        self.failed.append((user, error))
+                n += 1
+
+    def test_only_the_users_of_a_dead_server_wait_and_nothing_acknowledged_is_lost(self):
+        router, ring = self.route(), Ring(self.names)
+        users = [[f"u{t}.{n}" for n in range(12)] for t in range(3)]
+        threads = [threading.Thread(target=self.write, args=(router, u)) for u in users]
+        for t in threads:
+            t.start()
+        time.sleep(0.5)
+        dead = self.names[0]
+        self.servers[dead].kill()
+        self.down.set()
+        for _ in range(600):
+            if len(self.failed) >= 30 and min(self.while_down[n] for n in self.names[1:]) >= 30:
+                break
+            time.sleep(0.05)
+
+        waiting = next(u for u in sum(users, []) if ring.server_of(u) == dead)
+        patient = self.connect(router.address, retry=Retry(attempts=100), timeout_s=60)
+        answers = []
+        waiter = threading.Thread(target=lambda: answers.append(patient.get_user(waiting)))
+        waiter.start()
+        time.sleep(0.2)
+        self.down.clear()
+        self.serve(dead)
+        waiter.join()
+        self.over.set()
+        for t in threads:
+            t.join()
+
+        self.assertEqual({ring.server_of(u) for u, _ in self.failed}, {dead})
+        self.assertEqual({(e.code, e.retry_after_s) for _, e in self.failed}, {(grpc.StatusCode.UNAVAILABLE, 1.0)})
+        self.assertGreaterEqual(min(self.while_down[n] for n in self.names[1:]), 30)
+        self.assertEqual(self.while_down[dead], 0)
+        self.assertEqual(len(answers), 1)
+        for user in sum(users, []):
+            self.assertGreaterEqual(patient.get_user(user).event_count, self.acknowledged[user], user)
+        for name in self.names:
+            direct = self.connect(name)
+            others = [u for u in sum(users, []) if ring.server_of(u) != name]
+            self.assertEqual({direct.get_user(u).event_count for u in others}, {0})
+        self.assertGreater(sum(self.acknowledged.values()), 100)
+
+
+class Refusals(WithServers):
+    count = 1
+
+    def call(self, router, method, request=b"", metadata=()):
+        with grpc.insecure_channel(router.address) as channel:
+            try:
+                channel.unary_unary(f"/tim4rec.v1.{method}")(request, metadata=metadata, timeout=20)
+                return None
+            except grpc.RpcError as error:
+                return error.code().name, error.details()
+
+    def test_what_cannot_be_routed_is_refused_with_the_reason(self):
+        router, user = self.route(), (("x-tim4rec-user-id", "u"),)
+        self.assertIsNone(self.call(router, "Recommender/GetUser", b"\x0a\x01u", user))
+        for method, metadata, code, words in (
+                ("Recommender/Recommend", (), "INVALID_ARGUMENT", "x-tim4rec-user-id"),
+                ("Recommender/StreamInteractions", user, "UNIMPLEMENTED", "each server itself"),
+                ("Recommender/RecommendBatch", user, "UNIMPLEMENTED", "each server itself"),
+                ("Admin/Drain", user, "UNIMPLEMENTED", "no such call"),
+                ("Recommender/Nothing", user, "UNIMPLEMENTED", "no such call")):
+            got, details = self.call(router, method, b"", metadata)
+            self.assertEqual(got, code, method)
+            self.assertIn(words, details)
+        # What the server says passes unchanged.
+        got, details = self.call(router, "Recommender/Recommend", b"", user)
+        self.assertEqual(got, "INVALID_ARGUMENT")
+        self.assertIn("user_id", details)
+        got, details = self.call(router, "Recommender/Recommend", b"\x0a" * (5 << 20), user)
+        self.assertEqual(got, "RESOURCE_EXHAUSTED")
+
+    def test_every_call_of_the_contract_has_its_place(self):
+        from tim4rec.v1 import recommender_pb2 as pb
+        conf = (SHIPPED / "nginx.conf").read_text()
+        for name in pb.DESCRIPTOR.services_by_name["Recommender"].methods_by_name:
+            self.assertRegex(conf, rf"location [^\n]*\b{name}\b")
+
+    def test_certificates_and_tokens_as_shipped(self):
+        certs = self.folder / "tls"
+        certs.mkdir()
+
+        def openssl(*arguments):
+            subprocess.run(["openssl", *arguments], cwd=certs, check=True, capture_output=True)
+        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=ca",
+                "-keyout", "ca.key", "-out", "ca.crt", "-days", "2")
+        for name in ("tls", "client"):
+            openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
+                    "-keyout", f"{name}.key", "-out", f"{name}.csr")
+            (certs / "san").write_text("subjectAltName=DNS:router.example\n")
+            openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
+                    "-extfile", "san", "-days", "2", "-out", f"{name}.crt")
+
+        shipped = (SHIPPED / "listen.conf").read_text().replace("/etc/tim4rec/tls/", f"{certs}/")
+        shipped = shipped.replace("listen 8443 ", "listen {address} ")
+        router = self.route(listen=shipped, tokens='"Bearer one" 1;\n"Bearer two" 1;\n')
+        plain = Tls.from_files(ca=certs / "ca.crt", server_name="router.example")
+        own = Tls.from_files(ca=certs / "ca.crt", certificate=certs / "client.crt", key=certs / "client.key",
+                             server_name="router.example")
+
+        def outcome(tls, token):
+            with Client(router.address, tls=tls, token=token, retry=NEVER) as client:
+                try:
+                    return client.get_user("u").event_count
+                except CallError as error:
+                    return error.code.name
+        self.assertEqual([outcome(plain, t) for t in ("one", "two", lambda: "one", "three", None)],
+                         [0, 0, 0, "UNAUTHENTICATED", "UNAUTHENTICATED"])
+        with Client(router.address, retry=NEVER) as client, self.assertRaises(CallError) as raised:
+            client.get_user("u")  # in clear text
+        self.assertIs(raised.exception.code, grpc.StatusCode.UNAVAILABLE)
+
+        # A token is taken back, and clients need certificates: for new connections, without a restart.
+        router.write("tokens.conf", '"Bearer two" 1;\n')
+        router.write("listen.conf", (router.folder / "listen.conf").read_text().replace("#ssl", "ssl"))
+        router.reload()
+        for _ in range(200):
+            if outcome(plain, "one") != 0:
+                break
+            time.sleep(0.05)
+        self.assertEqual([outcome(own, "two"), outcome(own, "one")], [0, "UNAUTHENTICATED"])
+        self.assertNotEqual(outcome(plain, "two"), 0)
+
+
+if __name__ == "__main__":
+    if shutil.which("nginx") is None:
+        print("skipped: no nginx; deploy/install_packages.sh --tests installs it")
+        sys.exit(77)
+    unittest.main(verbosity=2)
