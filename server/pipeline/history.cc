@@ -1,6 +1,8 @@
 #include "server/pipeline/history.h"
 
 #include <algorithm>
+#include <limits>
+#include <map>
 
 namespace tim4rec {
 
@@ -35,6 +37,24 @@ absl::StatusOr<UserHistory> ReadHistory(const EventLog& log, const ItemCatalog& 
         return true;
       });
   if (!read.ok()) return read;
+  return history;
+}
+
+UserHistory HistoryOf(const std::vector<Event>& events, const ItemCatalog& catalog,
+                      int64_t until_ms) {
+  std::map<Position, const Event*> log;
+  for (const Event& event : events) {
+    if (event.timestamp_ms <= until_ms) log.try_emplace(PositionOf(event), &event);
+  }
+  UserHistory history;
+  for (const auto& [position, event] : log) {
+    if (history.lineage.event_count == 0) history.first_event_ms = event->timestamp_ms;
+    history.last_event_ms = event->timestamp_ms;
+    history.lineage.Extend(position, event->item_id);
+    if (const auto item = catalog.Find(event->item_id)) {
+      history.fold.push_back({*item, event->timestamp_ms});
+    }
+  }
   return history;
 }
 

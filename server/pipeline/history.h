@@ -42,6 +42,11 @@ struct HistoryRequest {
 absl::StatusOr<UserHistory> ReadHistory(const EventLog& log, const ItemCatalog& catalog,
                                         const HistoryRequest& request);
 
+// What ReadHistory would read if a new user had recorded these events, in any order, in one
+// request, up to `until_ms`.
+UserHistory HistoryOf(const std::vector<Event>& events, const ItemCatalog& catalog,
+                      int64_t until_ms);
+
 // The distinct items of a fold, ascending.
 std::vector<int32_t> SeenItems(const std::vector<FoldEvent>& fold);
 

@@ -81,7 +81,7 @@ struct VerifyUserCommand {
 };
 
 // Filled in by the service, completed by the pipeline. A job has `record`, `recommend` or both, or
-// `get_user`, or `delete_user`, or `verify_user`.
+// `history` and `recommend`, or `get_user`, or `delete_user`, or `verify_user`.
 struct Job {
   virtual ~Job() = default;
 
@@ -95,8 +95,12 @@ struct Job {
   ModelHandle model;
   absl::Time deadline = absl::InfiniteFuture();
   std::atomic<bool> cancelled = false;  // set from any thread
+  bool bulk = false;  // part of a stream: behind single calls, and waits for no min_state_version
 
   std::optional<RecordCommand> record;
+  // Validated events, in any order. The recommendation is for them, as if a new user had sent them
+  // in one request; nothing is stored, and `user_id` stands for nobody.
+  std::optional<std::vector<Event>> history;
   std::optional<RecommendCommand> recommend;
   std::optional<GetUserCommand> get_user;
   std::optional<DeleteUserCommand> delete_user;

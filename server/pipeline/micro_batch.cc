@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <limits>
 #include <optional>
 #include <span>
 #include <utility>
@@ -34,6 +35,12 @@ MicroBatch::MicroBatch(const Deps& deps, int64_t now_ms) : deps_(deps), now_ms_(
 }
 
 bool MicroBatch::Add(Job* job) {
+  if (job->history) {
+    models_.insert(job->model.get());
+    histories_.push_back(job);
+    jobs_.push_back(job);
+    return true;
+  }
   auto found = by_user_.find(job->user_id);
   if (found == by_user_.end()) {
     if (static_cast<int64_t>(works_.size()) >= deps_.residents->capacity()) return false;
@@ -65,6 +72,7 @@ std::vector<Job*> MicroBatch::Execute() {
       if (job->status.ok() && work.status.ok() && job->recommend) PrepareRead(&work, job);
     }
   }
+  for (Job* job : histories_) PrepareHistoryRead(job);
   for (const LoadedModel* model : models_) {
     Fold(*model);
     Rank(*model);
@@ -294,6 +302,7 @@ absl::Status MicroBatch::LoadUser(UserWork* work) {
   auto loaded = deps_.residents->Load(work->model, work->user_id, *std::move(history), checkpoint);
   if (!loaded.ok()) return loaded.status();
   work->resident = loaded->resident;
+  work->loaded = true;
   work->tier = loaded->tier;
   return absl::OkStatus();
 }
@@ -374,29 +383,51 @@ void MicroBatch::PrepareRead(UserWork* work, Job* job) {
     job->status = PreparePastRead(&read);
     if (!job->status.ok()) return;
   }
+  AddRead(std::move(read));
+}
+
+void MicroBatch::PrepareHistoryRead(Job* job) {
+  RecommendCommand& command = *job->recommend;
+  command.answered_as_of_ms = command.as_of_ms.value_or(now_ms_);
+  Read read;
+  read.job = job;
+  read.model = job->model.get();
+  read.past = true;
+  job->status = ReadFrom(HistoryOf(*job->history, read.model->engine->catalog(),
+                                   command.as_of_ms.value_or(std::numeric_limits<int64_t>::max())),
+                         &read);
+  if (job->status.ok()) AddRead(std::move(read));
+}
+
+void MicroBatch::AddRead(Read read) {
   reads_.push_back(std::move(read));
   // The deque keeps its elements in place, so a past read may point into itself from here on.
   if (reads_.back().past) reads_.back().seen = &reads_.back().past_seen;
 }
 
 absl::Status MicroBatch::PreparePastRead(Read* read) {
-  RecommendCommand& command = *read->job->recommend;
+  const RecommendCommand& command = *read->job->recommend;
   auto history = ReadHistory(*deps_.log, read->model->engine->catalog(),
                              {.user_id = read->job->user_id, .until_ms = *command.as_of_ms});
   if (!history.ok()) {
     deps_.metrics->failed_read->Increment();
     return history.status();
   }
-  command.state_version = history->lineage.event_count;
-  command.event_count = history->fold.size();
-  command.last_event_ms = history->last_event_ms;
-  command.tier = history->fold.empty() ? Tier::kColdStart : Tier::kRebuilt;
-  read->past_seen = SeenItems(history->fold);
-  if (history->fold.empty()) return absl::OkStatus();
+  return ReadFrom(*std::move(history), read);
+}
+
+absl::Status MicroBatch::ReadFrom(UserHistory history, Read* read) {
+  RecommendCommand& command = *read->job->recommend;
+  command.state_version = history.lineage.event_count;
+  command.event_count = history.fold.size();
+  command.last_event_ms = history.last_event_ms;
+  command.tier = history.fold.empty() ? Tier::kColdStart : Tier::kRebuilt;
+  read->past_seen = SeenItems(history.fold);
+  if (history.fold.empty()) return absl::OkStatus();
   absl::StatusOr<Slot> slot = read->model->engine->backend().Allocate();
   if (!slot.ok()) return slot.status();
   read->slot = *slot;
-  read->pending = std::move(history->fold);
+  read->pending = std::move(history.fold);
   return absl::OkStatus();
 }
 
@@ -563,6 +594,11 @@ void MicroBatch::Count(const RecordCommand& record) const {
 
 std::vector<Job*> MicroBatch::Finish() {
   for (const UserWork& work : works_) {
+    const auto scans = [](const Job* job) { return job->bulk && !job->record; };
+    if (work.loaded && work.resident != nullptr &&
+        std::all_of(work.jobs.begin(), work.jobs.end(), scans)) {
+      deps_.residents->Demote(work.resident);
+    }
     for (Job* job : work.jobs) {
       if (job->status.ok() && !job->get_user) job->status = work.status;
       if (!job->status.ok()) continue;

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "server/pipeline/history.h"
 #include "server/pipeline/job.h"
 #include "server/pipeline/models.h"
 #include "server/pipeline/pipeline.h"
@@ -67,6 +68,7 @@ class MicroBatch {
     std::vector<AddedEvent> added;
     absl::Status status;
     Resident* resident = nullptr;  // null: no events
+    bool loaded = false;           // became resident in this batch
     Tier tier = Tier::kColdStart;
   };
 
@@ -81,7 +83,7 @@ class MicroBatch {
   struct Read {
     Job* job = nullptr;
     const LoadedModel* model = nullptr;
-    bool past = false;  // `slot` is temporary, and `pending` is to be folded into it
+    bool past = false;  // `slot` is temporary, `pending` is to be folded into it; of a history too
     Slot slot = -1;
     std::vector<FoldEvent> pending;
     std::vector<int32_t> past_seen;
@@ -108,7 +110,10 @@ class MicroBatch {
   absl::Status AdvanceResident(UserWork* work);
   absl::Status UpdateResident(UserWork* work);
   void PrepareRead(UserWork* work, Job* job);
+  void PrepareHistoryRead(Job* job);
   absl::Status PreparePastRead(Read* read);
+  static absl::Status ReadFrom(UserHistory history, Read* read);
+  void AddRead(Read read);
   void Fold(const LoadedModel& model);
   void FailFold(const LoadedModel& model, const absl::Status& status);
   void Rank(const LoadedModel& model);
@@ -120,9 +125,10 @@ class MicroBatch {
   const Deps deps_;
   const int64_t now_ms_;
   std::vector<Job*> jobs_;
+  std::vector<Job*> histories_;  // those of jobs_ that bring their own
   std::deque<UserWork> works_;
   std::unordered_map<std::string_view, UserWork*> by_user_;
-  std::set<const LoadedModel*> models_;  // of the works
+  std::set<const LoadedModel*> models_;  // of the jobs
   std::deque<Read> reads_;
 };
 

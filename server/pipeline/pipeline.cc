@@ -39,12 +39,8 @@ Pipeline::~Pipeline() { (void)Drain(); }
 
 absl::Status Pipeline::Submit(Job* job) {
   if (job->model == nullptr) job->model = models_->serving();
-  return workers_[PartitionOf(job->user_id) % workers_.size()]->Submit(job);
-}
-
-absl::Status Pipeline::SubmitBulk(Job* job) {
-  if (job->model == nullptr) job->model = models_->serving();
-  return workers_[PartitionOf(job->user_id) % workers_.size()]->SubmitBulk(job);
+  const uint64_t place = job->history ? histories_++ : PartitionOf(job->user_id);
+  return workers_[place % workers_.size()]->Submit(job);
 }
 
 absl::Status Pipeline::Refold(const ModelHandle& from, const ModelHandle& to,

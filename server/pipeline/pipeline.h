@@ -9,6 +9,7 @@
 #ifndef TIM4REC_SERVER_PIPELINE_PIPELINE_H_
 #define TIM4REC_SERVER_PIPELINE_PIPELINE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -72,12 +73,10 @@ class Pipeline {
   ~Pipeline();
 
   // Takes the job, which lives until its Complete. RESOURCE_EXHAUSTED if the worker's queue is
-  // full, UNAVAILABLE once draining; then the job was not taken. Never blocks on work.
+  // full, UNAVAILABLE once draining; then the job was not taken. Never blocks on work. Whoever
+  // submits bulk jobs waits and tries again: they fill at most half of a queue, so that single
+  // calls still find room, and a refusal is not counted as a dropped request.
   absl::Status Submit(Job* job);
-
-  // As Submit, for callers that wait and try again: bulk jobs fill at most half of a queue, so that
-  // single calls still find room, and a refusal is not counted as a dropped request.
-  absl::Status SubmitBulk(Job* job);
 
   // Folds the users that are resident under `from` for `to` as well, those used last first, at most
   // half of max_resident_users: between batches, a fraction of a millisecond at a time, a twentieth
@@ -101,6 +100,7 @@ class Pipeline {
   StateStore* states_;
   std::unique_ptr<Purger> purger_;
   std::vector<std::unique_ptr<Worker>> workers_;
+  std::atomic<uint64_t> histories_ = 0;  // jobs of nobody in particular: dealt out in turn
 };
 
 }  // namespace tim4rec

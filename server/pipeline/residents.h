@@ -77,6 +77,10 @@ class Residents {
   // of its prefixes. Returns whether it was the latter. Fails as Backend::Allocate does.
   absl::StatusOr<bool> Update(Resident* resident, UserHistory history);
 
+  // Makes it the least recently used, so that it is the next to go: who was loaded for a scan over
+  // many users does not push out those who come again.
+  void Demote(Resident* resident) { by_use_.splice(by_use_.end(), by_use_, resident->by_use); }
+
   // After a change of the lineage or of `pending`.
   void Changed(Resident* resident);
   // What was pending is in the slot.

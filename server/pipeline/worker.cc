@@ -45,19 +45,12 @@ Worker::~Worker() {
 }
 
 absl::Status Worker::Submit(Job* job) {
-  absl::Status queued = Enqueue(job, options_.queue_limit);
-  if (absl::IsResourceExhausted(queued)) deps_.metrics->dropped_queue_full->Increment();
-  return queued;
-}
-
-absl::Status Worker::SubmitBulk(Job* job) {
-  return Enqueue(job, std::max<int64_t>(1, options_.queue_limit / 2));
-}
-
-absl::Status Worker::Enqueue(Job* job, int64_t limit) {
+  const int64_t limit =
+      job->bulk ? std::max<int64_t>(1, options_.queue_limit / 2) : options_.queue_limit;
   std::unique_lock lock(mutex_);
   if (closed_) return absl::UnavailableError("the server is draining; try another one");
   if (static_cast<int64_t>(queue_.size()) >= limit) {
+    if (!job->bulk) deps_.metrics->dropped_queue_full->Increment();
     return absl::ResourceExhaustedError(absl::StrCat(
         "queue full: ", queue_.size(), " requests wait (pipeline.queue_limit); try again later"));
   }
@@ -254,7 +247,7 @@ void Worker::RunBatch(const std::vector<Job*>& jobs, bool may_wait) {
     if (job->recommend) {
       job->recommend->waits = false;
       job->recommend->may_wait =
-          may_wait && !job->record && GiveUp(*job, now) > now &&
+          may_wait && !job->record && !job->bulk && GiveUp(*job, now) > now &&
           static_cast<int64_t>(waiting_jobs_.size() + jobs.size()) <= options_.queue_limit;
     }
     if (!batch) batch.emplace(deps, absl::ToUnixMillis(now));

@@ -43,8 +43,6 @@ class Worker {
 
   // As Pipeline::Submit. Any thread.
   absl::Status Submit(Job* job);
-  // As Pipeline::SubmitBulk. Any thread.
-  absl::Status SubmitBulk(Job* job);
 
   // Answered by the thread, with UNAVAILABLE if it ends first. Any thread.
   void Post(std::shared_ptr<Order> order);
@@ -54,8 +52,6 @@ class Worker {
   void Join();
 
  private:
-  // Queues the job if fewer than `limit` wait.
-  absl::Status Enqueue(Job* job, int64_t limit);
   void Run();
   // When Take must return even if nothing has come.
   absl::Time NextWake() const;

@@ -22,22 +22,45 @@ std::string TimestampFault(int64_t timestamp_ms) {
   return absl::StrCat(timestamp_ms, " is outside -8640000000000000…8640000000000000");
 }
 
-std::string InteractionFault(const v1::Interaction& interaction, const std::string& path,
-                             const DecodeContext& context) {
+// What is wrong with a field of an interaction.
+struct InteractionFault {
+  const char* field = "";
+  std::string text = {};  // empty: nothing
+};
+
+// The first fault. `path` is read if the request has broken text.
+InteractionFault FaultOf(const v1::Interaction& interaction, const std::string& path,
+                         const DecodeContext& context) {
   const BrokenText& broken = *context.broken;
   std::string fault = IdFault(interaction.item_id(), path + "item_id", false, broken);
-  if (!fault.empty()) return absl::StrCat("item_id: ", fault);
+  if (!fault.empty()) return {"item_id", fault};
   fault = IdFault(interaction.event_id(), path + "event_id", true, broken);
-  if (!fault.empty()) return absl::StrCat("event_id: ", fault);
+  if (!fault.empty()) return {"event_id", fault};
   fault = TimestampFault(interaction.timestamp_ms());
-  if (!fault.empty()) return absl::StrCat("timestamp_ms: ", fault);
+  if (!fault.empty()) return {"timestamp_ms", fault};
   const int64_t ahead = interaction.timestamp_ms() - context.now_ms;
   if (ahead > context.limits->max_clock_skew_ms) {
-    return absl::StrCat("timestamp_ms: ", interaction.timestamp_ms(), " is ", ahead,
-                        " ms in the future (at most ", context.limits->max_clock_skew_ms,
-                        ", limits.max_clock_skew_ms)");
+    return {"timestamp_ms",
+            absl::StrCat(interaction.timestamp_ms(), " is ", ahead, " ms in the future (at most ",
+                         context.limits->max_clock_skew_ms, ", limits.max_clock_skew_ms)")};
   }
-  return "";
+  return {};
+}
+
+std::string InteractionPath(int index, const DecodeContext& context) {
+  return absl::StrCat(context.path, "interactions[", index, "].");
+}
+
+bool CheckInteractionCount(int count, const DecodeContext& context, Violations* faults) {
+  if (count <= context.limits->max_interactions) return true;
+  faults->Add(context.path + "interactions",
+              absl::StrCat("has ", count, " entries (at most ", context.limits->max_interactions,
+                           ", limits.max_interactions)"));
+  return false;
+}
+
+Event DecodeEvent(const v1::Interaction& interaction) {
+  return {interaction.item_id(), interaction.timestamp_ms(), interaction.event_id()};
 }
 
 // Indices of the ids that the model knows, ascending and distinct.
@@ -152,14 +175,13 @@ void DecodeInteractions(const google::protobuf::RepeatedPtrField<v1::Interaction
   rejections->resize(interactions.size());
   command->events.reserve(interactions.size());
   for (int i = 0; i < interactions.size(); ++i) {
-    const v1::Interaction& interaction = interactions[i];
-    const std::string path = context.broken->empty()
-                                 ? std::string()
-                                 : absl::StrCat(context.path, "interactions[", i, "].");
-    (*rejections)[i] = InteractionFault(interaction, path, context);
-    if (!(*rejections)[i].empty()) continue;
-    command->events.push_back(
-        {interaction.item_id(), interaction.timestamp_ms(), interaction.event_id()});
+    const std::string path = context.broken->empty() ? std::string() : InteractionPath(i, context);
+    const InteractionFault fault = FaultOf(interactions[i], path, context);
+    if (fault.text.empty()) {
+      command->events.push_back(DecodeEvent(interactions[i]));
+    } else {
+      (*rejections)[i] = absl::StrCat(fault.field, ": ", fault.text);
+    }
   }
 }
 
@@ -175,14 +197,46 @@ void DecodeRecord(const v1::RecordInteractionsRequest& request, const DecodeCont
                   RecordCommand* command, std::vector<std::string>* rejections,
                   Violations* faults) {
   command->durability = DecodeAck(request.ack(), context, faults);
-  const int count = request.interactions_size();
-  if (count > context.limits->max_interactions) {
-    faults->Add(context.path + "interactions",
-                absl::StrCat("has ", count, " entries (at most ", context.limits->max_interactions,
-                             ", limits.max_interactions)"));
-    return;
-  }
+  if (!CheckInteractionCount(request.interactions_size(), context, faults)) return;
   DecodeInteractions(request.interactions(), context, command, rejections);
+}
+
+void DecodeHistory(const v1::RecommendForHistoryRequest& request, const DecodeContext& context,
+                   std::vector<Event>* history, RecommendCommand* command, Violations* faults) {
+  if (CheckInteractionCount(request.interactions_size(), context, faults)) {
+    history->reserve(request.interactions_size());
+    for (int i = 0; i < request.interactions_size(); ++i) {
+      const std::string path =
+          context.broken->empty() ? std::string() : InteractionPath(i, context);
+      const InteractionFault fault = FaultOf(request.interactions(i), path, context);
+      if (fault.text.empty()) {
+        history->push_back(DecodeEvent(request.interactions(i)));
+      } else {
+        faults->Add(InteractionPath(i, context) + fault.field, fault.text);
+      }
+    }
+  }
+  DecodeContext options = context;
+  options.path += "options.";
+  CheckNoUser(request.options(), "the interactions are the user", options, faults);
+  if (request.options().min_state_version() != 0) {
+    faults->Add(options.path + "min_state_version",
+                absl::StrCat(request.options().min_state_version(),
+                             " is not 0, and a history that is not stored has no version"));
+  }
+  DecodeRecommend(request.options(), options, command, faults);
+}
+
+void CheckNoUser(const v1::RecommendRequest& options, const std::string& instead,
+                 const DecodeContext& context, Violations* faults) {
+  if (options.user_id().empty() && !context.broken->contains(context.path + "user_id")) return;
+  faults->Add(context.path + "user_id", "is not empty: " + instead);
+}
+
+std::string UserIdFault(const v1::RecommendBatchRequest& request, int index,
+                        const BrokenText& broken) {
+  const std::string path = broken.empty() ? std::string() : absl::StrCat("user_ids[", index, "]");
+  return IdFault(request.user_ids(index), path, false, broken);
 }
 
 void DecodeBatch(const v1::StreamInteractionsRequest& request, const DecodeContext& context,
@@ -308,14 +362,14 @@ void EncodeBatchEntry(const RecordCommand& command, const std::vector<std::strin
 }
 
 void EncodeRecommend(const RecommendCommand& command, const LoadedModel& model,
-                     v1::RecommendResponse* response) {
-  response->mutable_items()->Reserve(static_cast<int>(command.items.size()));
+                     google::protobuf::RepeatedPtrField<v1::ScoredItem>* items,
+                     v1::Provenance* encoded) {
+  items->Reserve(static_cast<int>(command.items.size()));
   for (const ScoredItem& item : command.items) {
-    v1::ScoredItem* encoded = response->add_items();
-    encoded->set_item_id(model.engine->catalog().item(item.item).id);
-    encoded->set_score(item.score);
+    v1::ScoredItem* scored = items->Add();
+    scored->set_item_id(model.engine->catalog().item(item.item).id);
+    scored->set_score(item.score);
   }
-  v1::Provenance* encoded = response->mutable_provenance();
   encoded->set_model(model.version);
   encoded->set_backend(std::string(model.engine->backend().name()));
   encoded->set_state_version(command.state_version);

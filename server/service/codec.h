@@ -28,6 +28,7 @@ inline constexpr int kDefaultK = 10;
 inline constexpr int kMostK = 1000;
 inline constexpr int kMostCategories = 100;
 inline constexpr uint32_t kMostUserEvents = 10'000;
+inline constexpr int kMostBatchUsers = 1000;  // in a message of RecommendBatch
 // What a date library still holds: the year 275760.
 inline constexpr int64_t kMostTimestampMs = 8'640'000'000'000'000;
 
@@ -49,6 +50,18 @@ void CheckUserId(const std::string& user_id, const DecodeContext& context, Viola
 // `faults`.
 void DecodeRecord(const v1::RecordInteractionsRequest& request, const DecodeContext& context,
                   RecordCommand* command, std::vector<std::string>* rejections, Violations* faults);
+
+// A request that carries the history: every faulty interaction is a fault of the request.
+void DecodeHistory(const v1::RecommendForHistoryRequest& request, const DecodeContext& context,
+                   std::vector<Event>* history, RecommendCommand* command, Violations* faults);
+
+// A fault if shared options name a user; `instead` says what does.
+void CheckNoUser(const v1::RecommendRequest& options, const std::string& instead,
+                 const DecodeContext& context, Violations* faults);
+
+// What is wrong with a user id of a RecommendBatch, empty if nothing.
+std::string UserIdFault(const v1::RecommendBatchRequest& request, int index,
+                        const BrokenText& broken);
 
 // What concerns a batch as a whole: its ack and its size.
 void DecodeBatch(const v1::StreamInteractionsRequest& request, const DecodeContext& context,
@@ -74,7 +87,8 @@ void EncodeBatchEntry(const RecordCommand& command, const std::vector<std::strin
                       uint32_t user_index, v1::StreamInteractionsResponse* response);
 
 void EncodeRecommend(const RecommendCommand& command, const LoadedModel& model,
-                     v1::RecommendResponse* response);
+                     google::protobuf::RepeatedPtrField<v1::ScoredItem>* items,
+                     v1::Provenance* provenance);
 void EncodeUser(const GetUserCommand& command, v1::GetUserResponse* response);
 
 }  // namespace tim4rec

@@ -19,6 +19,9 @@
 #include "server/service/status.h"
 
 namespace tim4rec {
+
+class InteractionStream;
+
 namespace {
 
 // How long a batch waits before it asks a full queue again: about one micro-batch.
@@ -55,19 +58,19 @@ struct Batch {
 // its answer, or leaves that to whoever completes the batch before it. Nothing is read while a
 // batch waits for room in a queue, or while `max_stream_batches` are unanswered: gRPC's flow
 // control then holds back the client.
-class InteractionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+class InteractionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
+                                public OpenStream {
  public:
-  InteractionStream(InteractionStreams* streams, grpc::CallbackServerContext* context)
-      : streams_(*streams),
-        deps_(streams->deps_),
-        deadline_(absl::FromChrono(context->deadline())) {}
+  InteractionStream(const ServiceDeps& deps, OpenStreams* streams,
+                    grpc::CallbackServerContext* context)
+      : streams_(*streams), deps_(deps), deadline_(absl::FromChrono(context->deadline())) {}
 
-  void Start() {
+  void Start() override {
     std::lock_guard lock(mutex_);
     Step();
   }
 
-  void Drain() {
+  void Drain() override {
     std::lock_guard lock(mutex_);
     End(absl::UnavailableError(
         "the server is draining; send what it has not answered to another one"));
@@ -102,7 +105,7 @@ class InteractionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer,
   void Step();
   void WriteAnswer(const Batch& batch);
 
-  InteractionStreams& streams_;
+  OpenStreams& streams_;
   const ServiceDeps& deps_;
   const absl::Time deadline_;
   std::atomic<bool> cancelled_ = false;
@@ -200,6 +203,7 @@ std::unique_ptr<Batch> InteractionStream::Decode() {
     job.user_id = request->users(u).user_id();
     job.model = model;
     job.deadline = deadline_;
+    job.bulk = true;
     job.record.emplace().durability = durability;
     if (!broken.empty()) context.path = absl::StrCat("users[", u, "].");
     DecodeBatchEntry(request->users(u), context, &*job.record, &job.rejections);
@@ -219,7 +223,7 @@ void InteractionStream::SubmitJobs(Batch* batch) {
     }
     absl::Status taken = cancelled_.load(std::memory_order_relaxed)
                              ? absl::CancelledError("cancelled by the client")
-                             : deps_.pipeline->SubmitBulk(&job);
+                             : deps_.pipeline->Submit(&job);
     if (taken.ok()) continue;
     if (absl::IsResourceExhausted(taken)) {
       retry_ = std::make_unique<grpc::Alarm>();
@@ -281,37 +285,17 @@ void InteractionStream::OnCancel() {
 }
 
 void InteractionStream::OnDone() {
-  {
-    std::lock_guard lock(streams_.mutex_);
-    streams_.streams_.erase(this);
-  }
+  streams_.Remove(this);
   // Whoever finished the stream may still hold it.
   { std::lock_guard lock(mutex_); }
   delete this;
 }
 
-grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* InteractionStreams::Open(
-    grpc::CallbackServerContext* context) {
-  auto* stream = new InteractionStream(this, context);
-  std::lock_guard lock(mutex_);
-  streams_.insert(stream);
-  if (draining_) {
-    stream->Drain();
-  } else {
-    stream->Start();
-  }
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* OpenInteractionStream(
+    const ServiceDeps& deps, OpenStreams* streams, grpc::CallbackServerContext* context) {
+  auto* stream = new InteractionStream(deps, streams, context);
+  streams->Add(stream);
   return stream;
-}
-
-void InteractionStreams::Drain() {
-  std::lock_guard lock(mutex_);
-  draining_ = true;
-  for (InteractionStream* stream : streams_) stream->Drain();
-}
-
-int64_t InteractionStreams::open() const {
-  std::lock_guard lock(mutex_);
-  return static_cast<int64_t>(streams_.size());
 }
 
 }  // namespace tim4rec

@@ -5,38 +5,14 @@
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
-#include <mutex>
-#include <unordered_set>
-
+#include "server/service/open_streams.h"
 #include "server/service/service_deps.h"
 
 namespace tim4rec {
 
-class InteractionStream;
-
-// The streams that are open. Thread-safe; outlives them.
-class InteractionStreams {
- public:
-  explicit InteractionStreams(const ServiceDeps& deps) : deps_(deps) {}
-
-  // The reactor of a new stream; it deletes itself.
-  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Open(
-      grpc::CallbackServerContext* context);
-
-  // Takes no further batches. Every stream ends with UNAVAILABLE once the batches that it has taken
-  // are answered.
-  void Drain();
-
-  int64_t open() const;
-
- private:
-  friend class InteractionStream;
-
-  const ServiceDeps& deps_;
-  mutable std::mutex mutex_;
-  std::unordered_set<InteractionStream*> streams_;
-  bool draining_ = false;
-};
+// The reactor of a new stream, which is one of `streams` and deletes itself.
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* OpenInteractionStream(
+    const ServiceDeps& deps, OpenStreams* streams, grpc::CallbackServerContext* context);
 
 }  // namespace tim4rec
 

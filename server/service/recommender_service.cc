@@ -9,7 +9,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/service/interaction_stream.h"
 #include "server/service/parse.h"
+#include "server/service/recommendation_stream.h"
 #include "server/service/status.h"
 
 namespace tim4rec {
@@ -133,7 +135,25 @@ struct RecommendCodec {
     DecodeRecommend(request, context, &job->recommend.emplace(), faults);
   }
   static void Encode(const Job& job, const std::vector<std::string>&, Response* response) {
-    EncodeRecommend(*job.recommend, *job.model, response);
+    EncodeRecommend(*job.recommend, *job.model, response->mutable_items(),
+                    response->mutable_provenance());
+  }
+};
+
+struct RecommendForHistoryCodec {
+  using Request = v1::RecommendForHistoryRequest;
+  using Response = v1::RecommendForHistoryResponse;
+  static constexpr Method kMethod = Method::kRecommendForHistory;
+
+  static constexpr std::string_view kModelField = "options.model";
+  static std::string_view Model(const Request& request) { return request.options().model(); }
+  static void Decode(const Request& request, const DecodeContext& context, Job* job,
+                     std::vector<std::string>*, Violations* faults) {
+    DecodeHistory(request, context, &job->history.emplace(), &job->recommend.emplace(), faults);
+  }
+  static void Encode(const Job& job, const std::vector<std::string>&, Response* response) {
+    EncodeRecommend(*job.recommend, *job.model, response->mutable_items(),
+                    response->mutable_provenance());
   }
 };
 
@@ -163,7 +183,9 @@ struct RecordAndRecommendCodec {
   static void Encode(const Job& job, const std::vector<std::string>& rejections,
                      Response* response) {
     EncodeRecord(*job.record, rejections, response->mutable_record());
-    EncodeRecommend(*job.recommend, *job.model, response->mutable_recommend());
+    v1::RecommendResponse* recommend = response->mutable_recommend();
+    EncodeRecommend(*job.recommend, *job.model, recommend->mutable_items(),
+                    recommend->mutable_provenance());
   }
 };
 
@@ -208,26 +230,6 @@ grpc::ServerUnaryReactor* StartCall(const ServiceDeps& deps, std::atomic<int64_t
   return call;
 }
 
-grpc::Status NotOffered(const ServiceDeps& deps, Method method) {
-  grpc::Status status(grpc::StatusCode::UNIMPLEMENTED,
-                      absl::StrCat("this server does not offer ", std::string(MethodName(method))));
-  deps.metrics->CountRequest(method, status.error_code(), 0);
-  return status;
-}
-
-class RefusedCall final : public grpc::ServerUnaryReactor {
- public:
-  explicit RefusedCall(grpc::Status status) { Finish(std::move(status)); }
-  void OnDone() override { delete this; }
-};
-
-template <typename Request, typename Response>
-class RefusedStream final : public grpc::ServerBidiReactor<Request, Response> {
- public:
-  explicit RefusedStream(grpc::Status status) { this->Finish(std::move(status)); }
-  void OnDone() override { delete this; }
-};
-
 }  // namespace
 
 grpc::ServerUnaryReactor* RecommenderService::RecordInteractions(
@@ -248,21 +250,20 @@ grpc::ServerUnaryReactor* RecommenderService::RecordAndRecommend(
   return StartCall<RecordAndRecommendCodec>(deps_, &in_flight_, context, request, response);
 }
 
-grpc::ServerUnaryReactor* RecommenderService::RecommendForHistory(grpc::CallbackServerContext*,
-                                                                  const grpc::ByteBuffer*,
-                                                                  grpc::ByteBuffer*) {
-  return new RefusedCall(NotOffered(deps_, Method::kRecommendForHistory));
+grpc::ServerUnaryReactor* RecommenderService::RecommendForHistory(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return StartCall<RecommendForHistoryCodec>(deps_, &in_flight_, context, request, response);
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* RecommenderService::StreamInteractions(
     grpc::CallbackServerContext* context) {
-  return streams_.Open(context);
+  return OpenInteractionStream(deps_, &streams_, context);
 }
 
-grpc::ServerBidiReactor<v1::RecommendBatchRequest, v1::RecommendBatchResponse>*
-RecommenderService::RecommendBatch(grpc::CallbackServerContext*) {
-  return new RefusedStream<v1::RecommendBatchRequest, v1::RecommendBatchResponse>(
-      NotOffered(deps_, Method::kRecommendBatch));
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* RecommenderService::RecommendBatch(
+    grpc::CallbackServerContext* context) {
+  return OpenRecommendationStream(deps_, &streams_, context);
 }
 
 grpc::ServerUnaryReactor* RecommenderService::GetUser(grpc::CallbackServerContext* context,

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "server/service/interaction_stream.h"
+#include "server/service/open_streams.h"
 #include "server/service/service_deps.h"
 #include "tim4rec/v1/recommender.grpc.pb.h"
 
@@ -21,7 +21,7 @@ class RecommenderService final
               v1::Recommender::WithRawCallbackMethod_RecordAndRecommend<
                   v1::Recommender::WithRawCallbackMethod_RecommendForHistory<
                       v1::Recommender::WithRawCallbackMethod_StreamInteractions<
-                          v1::Recommender::WithCallbackMethod_RecommendBatch<
+                          v1::Recommender::WithRawCallbackMethod_RecommendBatch<
                               v1::Recommender::WithRawCallbackMethod_GetUser<
                                   v1::Recommender::WithRawCallbackMethod_DeleteUser<
                                       v1::Recommender::Service>>>>>>>> {
@@ -48,7 +48,7 @@ class RecommenderService final
                                                 grpc::ByteBuffer* response) override;
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StreamInteractions(
       grpc::CallbackServerContext* context) override;
-  grpc::ServerBidiReactor<v1::RecommendBatchRequest, v1::RecommendBatchResponse>* RecommendBatch(
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* RecommendBatch(
       grpc::CallbackServerContext* context) override;
   grpc::ServerUnaryReactor* GetUser(grpc::CallbackServerContext* context,
                                     const grpc::ByteBuffer* request,
@@ -60,7 +60,7 @@ class RecommenderService final
  private:
   const ServiceDeps deps_;
   std::atomic<int64_t> in_flight_ = 0;
-  InteractionStreams streams_{deps_};
+  OpenStreams streams_;
 };
 
 }  // namespace tim4rec

@@ -72,6 +72,29 @@ class Published : public ServerTest {
     return items;
   }
 
+  // For the row's events, sent newest first, instead of a user's.
+  static std::vector<std::string> TopOfHistory(v1::Recommender::Stub& stub,
+                                               const GoldenCase& golden, int64_t row, uint32_t k) {
+    const auto items = golden.Items(row);
+    const auto times = golden.TimestampsMs(row);
+    v1::RecommendForHistoryRequest request;
+    for (size_t at = items.size(); at-- > 0;) {
+      auto* interaction = request.add_interactions();
+      interaction->set_item_id(std::to_string(items[at]));
+      interaction->set_timestamp_ms(times[at]);
+      interaction->set_event_id(std::to_string(10'000 + at));
+    }
+    request.mutable_options()->set_k(k);
+    request.mutable_options()->set_exclude_seen(false);
+    v1::RecommendForHistoryResponse response;
+    Context context;
+    const grpc::Status status = stub.RecommendForHistory(&context, request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    std::vector<std::string> top;
+    for (const auto& scored : response.items()) top.push_back(scored.item_id());
+    return top;
+  }
+
   static std::vector<std::string> GoldenTop(const GoldenCase& golden, int64_t row) {
     std::vector<std::string> items;
     for (const int32_t item : golden.TopItems(row)) items.push_back(std::to_string(item));
@@ -91,6 +114,7 @@ TEST_F(Published, AnswersTheGoldenTopItems) {
     for (int64_t row = 0; row < golden.batch(); ++row) {
       ASSERT_NO_FATAL_FAILURE(Record(*stub, golden, row, &random));
       EXPECT_EQ(Top(*stub, row, 20, 0), GoldenTop(golden, row)) << golden.name << " " << row;
+      EXPECT_EQ(TopOfHistory(*stub, golden, row, 20), GoldenTop(golden, row)) << golden.name;
       EXPECT_EQ(Top(*stub, row, 20, golden.TimestampsMs(row).back() + 86'400'000),
                 GoldenTop(golden, row))
           << "the published model does not look at the query's time";

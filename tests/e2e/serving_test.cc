@@ -292,14 +292,6 @@ TEST_F(Serving, CategoriesFilterWithoutFetchingMore) {
 }
 
 TEST_F(Serving, WhatIsNotOfferedSaysSo) {
-  v1::RecommendForHistoryResponse response;
-  Context history;
-  const grpc::Status status = stub_->RecommendForHistory(&history, {}, &response);
-  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
-  EXPECT_THAT(status.error_message(), HasSubstr("RecommendForHistory"));
-  Context batch_context;
-  auto batch = stub_->RecommendBatch(&batch_context);
-  EXPECT_EQ(batch->Finish().error_code(), grpc::StatusCode::UNIMPLEMENTED);
   std::string bytes;
   EXPECT_EQ(CallRaw(server_->address(), "/tim4rec.v1.Admin/ListModels", "", &bytes).error_code(),
             grpc::StatusCode::UNIMPLEMENTED);

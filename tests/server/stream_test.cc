@@ -7,8 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
-#include "server/service/recommender_service.h"
-#include "tests/server/pipeline_fixture.h"
+#include "tests/server/service_fixture.h"
 
 namespace tim4rec {
 namespace {
@@ -38,42 +37,10 @@ v1::StreamInteractionsRequest Batch(uint64_t sequence, const std::string& user,
   return batch;
 }
 
-void WaitUntil(const std::function<bool()>& holds) {
-  for (int i = 0; i < 20'000 && !holds(); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  EXPECT_TRUE(holds());
-}
-
-// The service within this process.
-class Streams : public PipelineTest {
+class Streams : public ServiceTest {
  protected:
   using Stream =
       grpc::ClientReaderWriter<v1::StreamInteractionsRequest, v1::StreamInteractionsResponse>;
-
-  ~Streams() override { Stop(); }
-
-  void Serve(RequestLimits limits = {}) {
-    Stop();
-    Start();
-    service_ = std::make_unique<RecommenderService>(
-        ServiceDeps{models_.get(), pipeline_.get(), &metrics_, limits, [this] {
-                      ++decoded_;
-                      return absl::FromUnixMillis(kNow);
-                    }});
-    grpc::ServerBuilder builder;
-    builder.RegisterService(service_.get());
-    server_ = builder.BuildAndStart();
-    stub_ = v1::Recommender::NewStub(server_->InProcessChannel({}));
-  }
-
-  void Stop() {
-    if (server_ == nullptr) return;
-    server_->Shutdown(std::chrono::system_clock::now());
-    server_->Wait();
-    server_.reset();
-    WaitUntil([this] { return service_->in_flight() == 0; });
-  }
 
   std::unique_ptr<Stream> Open(grpc::ClientContext* context) {
     context->set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(1));
@@ -97,20 +64,6 @@ class Streams : public PipelineTest {
     *status = stream->Finish();
     return answers;
   }
-
-  // Two users of two workers, the first of the one that Block stops.
-  static std::string UserOfWorker(bool blocked) {
-    const uint64_t worker = PartitionOf("the user that blocks") % 2;
-    for (int i = 0;; ++i) {
-      const std::string user = absl::StrCat("user", i);
-      if ((PartitionOf(user) % 2 == worker) == blocked) return user;
-    }
-  }
-
-  std::atomic<int> decoded_ = 0;  // batches
-  std::unique_ptr<RecommenderService> service_;
-  std::unique_ptr<grpc::Server> server_;
-  std::unique_ptr<v1::Recommender::Stub> stub_;
 };
 
 std::vector<uint64_t> SequencesOf(const std::vector<v1::StreamInteractionsResponse>& answers) {

@@ -1,0 +1,19 @@
+// RecommendBatch: recommendations for many users with shared options, answered in order.
+#ifndef TIM4REC_SERVER_SERVICE_RECOMMENDATION_STREAM_H_
+#define TIM4REC_SERVER_SERVICE_RECOMMENDATION_STREAM_H_
+
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/server_callback.h>
+
+#include "server/service/open_streams.h"
+#include "server/service/service_deps.h"
+
+namespace tim4rec {
+
+// The reactor of a new stream, which is one of `streams` and deletes itself.
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* OpenRecommendationStream(
+    const ServiceDeps& deps, OpenStreams* streams, grpc::CallbackServerContext* context);
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_SERVER_SERVICE_RECOMMENDATION_STREAM_H_
