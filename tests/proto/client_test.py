@@ -4,8 +4,10 @@ Usage: client_test.py BUILD [unittest arguments]     BUILD: build/<preset>
 """
 import asyncio
 import dataclasses
+import json
 import os
 import pathlib
+import random
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,7 @@ import pyarrow as pa
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 from server_process import ServerProcess, free_port  # noqa: E402
-from tim4rec import (NEVER, AsyncClient, CallError, Client, Interaction, Outcome, Query, Retry, Tier, Tls,  # noqa: E402
+from tim4rec import (NEVER, AsyncClient, CallError, Client, Interaction, Outcome, Query, Retry, Ring, Tier, Tls,  # noqa: E402
                      frames, routing_key)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -293,6 +295,59 @@ class Example(unittest.TestCase):
         self.assertRegex(done.stdout, r"[1-9]\d{4} stored, 0 were there before")
         self.assertRegex(done.stdout, r"\d+ of 200 held-out")
         self.assertRegex(done.stdout, r"a month later: \['\d+'")
+
+
+class Consumer(WithServer):
+    """examples/tail_interactions.py: killed at random, over servers that are killed, and nothing is lost or doubled."""
+
+    def start(self, *flags):
+        return subprocess.Popen([sys.executable, ROOT / "proto" / "python" / "examples" / "tail_interactions.py",
+                                 self.file, "--servers", ",".join(self.names), *flags],
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def test_every_line_is_stored_once_whoever_is_killed(self):
+        seed = time.time_ns()
+        print(f"seed {seed}")
+        rng = random.Random(seed)
+        self.names = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+        servers = [self.serve_at(n) for n in self.names]
+        self.file = self.data.with_name("events.jsonl")
+        lines = [json.dumps({"user_id": f"u{n % 11}", "item_id": f"item{n % 60 + 1}", "timestamp_ms": T0 + n * 1000})
+                 for n in range(30_000)]
+        odd = ["no json", '{"user_id": "u1"}', '{"user_id": "u1", "item_id": "", "timestamp_ms": 1}']
+        written, complaints = 0, set()
+        for n in range(6):  # the file grows, in cuts that do not end with a line
+            text = "\n".join([*lines, *odd]) + "\n"
+            until = len(text) * (n + 1) // 6
+            with self.file.open("a") as f:
+                f.write(text[written:until])
+            written = until
+            consumer = self.start()
+            time.sleep(rng.uniform(0.3, 1.2))
+            if n == 2:
+                servers[0].kill()
+                time.sleep(rng.uniform(0, 0.3))
+                servers[0] = self.serve_at(self.names[0])
+            consumer.kill()
+            complaints.update(consumer.communicate()[1].splitlines())
+        told, errors = self.start("--once").communicate(timeout=120)
+        self.assertRegex(told.splitlines()[-1], rf"; {written} of {written} bytes")
+        self.assertEqual(self.file.with_name("events.jsonl.offset").read_text(), str(written))
+        complaints.update(errors.splitlines())
+        self.assertEqual(sorted(c.split(":")[0] for c in complaints), ["no interaction", "no interaction", "rejected"])
+        ring, counts = Ring(self.names), {}
+        for name in self.names:
+            with Client(name) as client:
+                counts[name] = {f"u{u}": client.get_user(f"u{u}").event_count for u in range(11)}
+        for u in range(11):
+            user, expected = f"u{u}", len(range(u, 30_000, 11))
+            self.assertEqual({n: counts[n][user] for n in self.names},
+                             {n: expected if ring.server_of(user) == n else 0 for n in self.names})
+
+    def serve_at(self, name):
+        server = ServerProcess(BUILD, self.data.with_name(name.replace(":", "_")), listen=name)
+        self.addCleanup(server.__exit__)
+        return server
 
 
 class Contract(unittest.TestCase):
