@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 import unittest
+from unittest import mock
 
 import grpc
 import pandas as pd
@@ -76,9 +77,11 @@ class Calls(WithServer):
 
         history = events("item1", "item2", "item1")
         as_of = history[-1].timestamp_ms + 1000
+        alone = call("recommend_for_history", history, Query(k=7, as_of_ms=as_of))
         stored, told = call("record_and_recommend", "bob", history, Query(k=7, as_of_ms=as_of))
         self.assertEqual(stored.state_version, 3)
         self.assertEqual((len(told.items), told.provenance.as_of_ms), (7, as_of))
+        self.assertEqual(told.items, alone.items)
 
         user = call("get_user", "ada", max_events=2)
         self.assertEqual((user.event_count, user.first_event_ms, user.last_event_ms), (4, T0, T0 + 180_000))
@@ -223,6 +226,59 @@ class Streams(WithServer):
             stream.flush()
         stream.close()
         self.assertIs(raised.exception.code, grpc.StatusCode.INVALID_ARGUMENT)
+
+
+class RecommendBatch(WithServer):
+    """Many users on one stream: as asked one by one, whatever breaks on the way."""
+
+    def test_answers_are_those_of_single_calls_and_errors_are_in_place(self):
+        address, query = self.serve().address, Query(k=4, as_of_ms=T0 + 10**9)
+        client = self.connect(address)
+        with client.stream() as stream:
+            for n in range(40):
+                stream.send({f"u{u}": events(f"item{(n * u) % 60 + 1}", start=T0 + n * 1000) for u in range(0, 3000, 10)})
+        users = [f"u{u}" for u in range(3000)]
+        users[1234] = "x" * 257
+        answers = list(client.recommend_batch(iter(users), query))
+        self.assertEqual([a.user_id for a in answers], users)
+        self.assertIs(answers[1234].error.code, grpc.StatusCode.INVALID_ARGUMENT)
+        self.assertEqual([a.user_id for a in answers if a.error], [users[1234]])
+        for n in (0, 10, 11, 2990):
+            self.assertEqual(answers[n].recommendation.items, client.recommend(users[n], query).items)
+
+        async def once_more():
+            async with AsyncClient(address) as client:
+                return [a async for a in client.recommend_batch(users, query)]
+        again = asyncio.run(once_more())
+        self.assertEqual([a.recommendation and a.recommendation.items for a in again],
+                         [a.recommendation and a.recommendation.items for a in answers])
+        self.assertEqual(list(client.recommend_batch([])), [])
+        with self.assertRaises(CallError) as raised:
+            list(client.recommend_batch(users, Query(k=0)))
+        self.assertIs(raised.exception.code, grpc.StatusCode.INVALID_ARGUMENT)
+
+    def test_a_restart_repeats_and_leaves_out_nobody(self):
+        listen = f"127.0.0.1:{free_port()}"
+        client = self.connect(listen, retry=Retry(attempts=1000, first_s=0.05, most_s=0.2))
+        server, users, got = self.serve(listen=listen), [f"u{n}" for n in range(20_000)], []
+        for answer in client.recommend_batch(users, Query(k=2)):
+            got.append(answer.user_id)
+            if len(got) == 5000:
+                server.kill()
+                threading.Timer(0.3, lambda: self.serve(listen=listen)).start()
+        self.assertEqual(got, users)
+
+    def test_old_calls_are_followed_by_new_ones(self):
+        client = self.connect(self.serve().address)
+        with mock.patch("tim4rec._core.STREAM_CALL_S", 0.02):
+            users = [f"u{n}" for n in range(20_000)]
+            self.assertEqual([a.user_id for a in client.recommend_batch(users, Query(k=1))], users)
+            with client.stream() as stream:
+                acks = []
+                for n in range(300):
+                    acks += stream.send({"u": events("item1", start=T0 + n)})
+                acks += stream.flush()
+            self.assertEqual(sum(a.applied for a in acks), 300)  # none was sent twice
 
 
 class Options(unittest.TestCase):

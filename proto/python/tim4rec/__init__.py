@@ -16,8 +16,9 @@ from tim4rec.errors import CallError
 from tim4rec.retry import NEVER, Retry
 from tim4rec.ring import Ring
 from tim4rec.types import (BatchAck, Deleted, Interaction, InteractionResult, Outcome, Provenance, Query,
-                           Recommendation, Recorded, ScoredItem, Tier, User)
+                           Recommendation, Recorded, ScoredItem, Tier, User, UserRecommendation)
 
 __all__ = ["AsyncClient", "AsyncInteractionStream", "BatchAck", "CallError", "Client", "Deleted", "Interaction",
            "InteractionResult", "InteractionStream", "NEVER", "Outcome", "Provenance", "Query", "Recommendation",
-           "Recorded", "Retry", "Ring", "ScoredItem", "Tier", "Tls", "User", "routing_key"]
+           "Recorded", "Retry", "Ring", "ScoredItem", "Tier", "Tls", "User",
+           "UserRecommendation", "routing_key"]

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import ipaddress
 import pathlib
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -15,7 +16,7 @@ import grpc
 from tim4rec.errors import CallError, details_of
 from tim4rec.retry import Retry
 from tim4rec.types import (BatchAck, Deleted, Interaction, InteractionResult, Outcome, Provenance, Query,
-                           Recommendation, Recorded, ScoredItem, Tier, User)
+                           Recommendation, Recorded, ScoredItem, Tier, User, UserRecommendation)
 from tim4rec.v1 import recommender_pb2 as pb
 
 T = TypeVar("T")
@@ -27,6 +28,9 @@ PURGE_TIMEOUT_S = 120.0
 # A stream takes a new call this often, which is then answered in full before the deadline of the old one.
 STREAM_CALL_S = 60.0
 STREAM_ANSWER_S = 30.0
+# Users in a message of RecommendBatch, and sent without an answer; the server takes 1000.
+BATCH_USERS = 250
+BATCH_USERS_UNANSWERED = 1500
 _ANSWER_BYTES = 64 << 20
 _METHODS = pb.DESCRIPTOR.services_by_name["Recommender"].methods_by_name
 
@@ -165,33 +169,32 @@ class Attempts:
         return delay_s
 
 
-class Unanswered:
-    """The batches of a stream that were sent and not answered; over all the calls that it takes."""
+class Unanswered(Generic[T]):
+    """What was sent on a stream and not answered, over all the calls that it takes."""
 
-    def __init__(self, durable: bool, most: int, retry: Retry) -> None:
-        if most < 1:
-            raise ValueError(f"most_unanswered: {most} is below 1")
-        self.requests: collections.deque[pb.StreamInteractionsRequest] = collections.deque()
-        self._durable, self._most, self._retry = durable, most, retry
-        self._sequence = 0
+    def __init__(self, retry: Retry) -> None:
+        self._retry = retry
         self._failures = 0  # since the last answer
 
-    def add(self, users: Mapping[str, Sequence[Interaction]]) -> pb.StreamInteractionsRequest:
-        self._sequence += 1
-        self.requests.append(stream_request(self._sequence, users, self._durable))
-        return self.requests[-1]
+    def __bool__(self) -> bool:
+        """Whether the server owes an answer."""
+        raise NotImplementedError
 
-    def full(self) -> bool:
-        return len(self.requests) >= self._most
+    def requests(self) -> Iterable[Any]:
+        """What a new call begins with: all of it again."""
+        raise NotImplementedError
 
-    def answered(self, answer: pb.StreamInteractionsResponse) -> BatchAck:
-        if not self.requests or answer.sequence != self.requests[0].sequence:
-            raise CallError(grpc.StatusCode.INTERNAL, f"batch {answer.sequence} was answered out of order", 1)
+    def take(self, answer: Any) -> T:
+        """Takes what `answer` is the answer to off."""
+        raise NotImplementedError
+
+    def answered(self, answer: Any) -> T:
+        taken = self.take(answer)
         self._failures = 0
-        return batch_ack(self.requests.popleft(), answer)
+        return taken
 
     def delay_s(self, error: grpc.RpcError | None) -> float:
-        """Seconds to wait before a new call that repeats `requests`; raises CallError where there shall be none.
+        """Seconds to wait before a new call that begins with `requests`; raises CallError where there shall be none.
 
         `error` None: the server ended the stream though it owes answers.
         """
@@ -206,6 +209,82 @@ class Unanswered:
         if delay_s is None:
             raise CallError(code, message, self._failures, violations, advice_s) from error
         return delay_s
+
+
+def _out_of_order(what: str) -> CallError:
+    return CallError(grpc.StatusCode.INTERNAL, f"{what} was answered out of order", 1)
+
+
+class UnansweredBatches(Unanswered[BatchAck]):
+    """Of StreamInteractions."""
+
+    def __init__(self, durable: bool, most: int, retry: Retry) -> None:
+        super().__init__(retry)
+        if most < 1:
+            raise ValueError(f"most_unanswered: {most} is below 1")
+        self._held: collections.deque[pb.StreamInteractionsRequest] = collections.deque()
+        self._durable, self._most, self._sequence = durable, most, 0
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
+    def requests(self) -> Iterable[pb.StreamInteractionsRequest]:
+        return list(self._held)
+
+    def add(self, users: Mapping[str, Sequence[Interaction]]) -> pb.StreamInteractionsRequest:
+        self._sequence += 1
+        self._held.append(stream_request(self._sequence, users, self._durable))
+        return self._held[-1]
+
+    def full(self) -> bool:
+        return len(self._held) >= self._most
+
+    def take(self, answer: Any) -> BatchAck:
+        if not self._held or answer.sequence != self._held[0].sequence:
+            raise _out_of_order(f"batch {answer.sequence}")
+        return batch_ack(self._held.popleft(), answer)
+
+
+class UnansweredUsers(Unanswered[list[UserRecommendation]]):
+    """Of RecommendBatch."""
+
+    def __init__(self, query: Query, retry: Retry) -> None:
+        super().__init__(retry)
+        self._query = query
+        self._held: collections.deque[str] = collections.deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
+    def requests(self) -> Iterable[pb.RecommendBatchRequest]:
+        first = pb.RecommendBatchRequest(options=_query_request("", self._query))
+        users = list(self._held)
+        return [first, *(pb.RecommendBatchRequest(user_ids=users[n:n + BATCH_USERS])
+                         for n in range(0, len(users), BATCH_USERS))]
+
+    def add(self, user_ids: Sequence[str]) -> pb.RecommendBatchRequest:
+        self._held.extend(user_ids)
+        return pb.RecommendBatchRequest(user_ids=user_ids)
+
+    def full(self) -> bool:
+        return len(self._held) > BATCH_USERS_UNANSWERED - BATCH_USERS
+
+    def take(self, answer: Any) -> list[UserRecommendation]:
+        taken = []
+        for user in answer.users:
+            if not self._held or user.user_id not in ("", self._held[0]):
+                raise _out_of_order("a user")
+            user_id, error = self._held.popleft(), None
+            if user.error_code != 0:
+                error = CallError(_code(user.error_code), user.error_message, 1)
+            elif not self._query.model:  # a new call goes on with the same model
+                self._query = dataclasses.replace(self._query, model=user.provenance.model)
+            taken.append(UserRecommendation(user_id, None if error else _recommendation(user), error))
+        return taken
+
+
+def _code(number: int) -> grpc.StatusCode:
+    return next((c for c in grpc.StatusCode if c.value[0] == number), grpc.StatusCode.UNKNOWN)
 
 
 # Requests.
@@ -247,6 +326,12 @@ def record_and_recommend(user_id: str, interactions: Sequence[Interaction], quer
                 lambda answer: (_recorded(answer.record), _recommendation(answer.recommend)), user_id)
 
 
+def recommend_for_history(interactions: Sequence[Interaction], query: Query) -> Call[Recommendation]:
+    request = pb.RecommendForHistoryRequest(interactions=_interactions(interactions),
+                                            options=_query_request("", query))
+    return Call("RecommendForHistory", request, _recommendation)
+
+
 def get_user(user_id: str, at_ms: int, max_events: int) -> Call[User]:
     return Call("GetUser", pb.GetUserRequest(user_id=user_id, at_ms=at_ms, max_events=max_events), _user, user_id)
 
@@ -271,7 +356,7 @@ def _recorded(answer: pb.RecordInteractionsResponse) -> Recorded:
                     answer.state_version)
 
 
-def _recommendation(answer: pb.RecommendResponse) -> Recommendation:
+def _recommendation(answer: pb.RecommendResponse | pb.RecommendForHistoryResponse | pb.UserRecommendation) -> Recommendation:
     p = answer.provenance
     return Recommendation(tuple(ScoredItem(i.item_id, i.score) for i in answer.items),
                           Provenance(p.model, p.state_version, p.event_count, p.last_event_ms, Tier(p.tier),

@@ -2,18 +2,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 import grpc.aio
 
 from tim4rec import _core
-from tim4rec._core import Call, Settings, Tls, Unanswered
+from tim4rec._core import Call, Settings, Tls, Unanswered, UnansweredBatches, UnansweredUsers
 from tim4rec.retry import Retry
-from tim4rec.types import BatchAck, Deleted, Interaction, Query, Recommendation, Recorded, User
+from tim4rec.types import BatchAck, Deleted, Interaction, Query, Recommendation, Recorded, User, UserRecommendation
 
 T = TypeVar("T")
 
@@ -48,6 +49,11 @@ class AsyncClient:
         """As `Client.record_and_recommend`."""
         return await self._run(_core.record_and_recommend(user_id, interactions, query, durable), timeout_s)
 
+    async def recommend_for_history(self, interactions: Sequence[Interaction], query: Query = Query(), *,
+                                    timeout_s: float | None = None) -> Recommendation:
+        """As `Client.recommend_for_history`."""
+        return await self._run(_core.recommend_for_history(interactions, query), timeout_s)
+
     async def get_user(self, user_id: str, *, at_ms: int = 0, max_events: int = 0,
                        timeout_s: float | None = None) -> User:
         """As `Client.get_user`."""
@@ -59,10 +65,31 @@ class AsyncClient:
 
     def stream(self, *, durable: bool = False, most_unanswered: int = 8) -> AsyncInteractionStream:
         """As `Client.stream`."""
-        serialize, parse = _core.serializers("StreamInteractions")
-        method = self._channel.stream_stream(_core.method_path("StreamInteractions"), serialize, parse)
-        return AsyncInteractionStream(method, self._settings,
-                                      Unanswered(durable, most_unanswered, self._settings.retry))
+        unanswered = UnansweredBatches(durable, most_unanswered, self._settings.retry)
+        return AsyncInteractionStream(self._stream("StreamInteractions", unanswered), unanswered)
+
+    async def recommend_batch(self, user_ids: Iterable[str],
+                              query: Query = Query()) -> AsyncIterator[UserRecommendation]:
+        """As `Client.recommend_batch`."""
+        unanswered = UnansweredUsers(query, self._settings.retry)
+        stream, source, ended = self._stream("RecommendBatch", unanswered), iter(user_ids), False
+        try:
+            while not ended or unanswered:
+                while not ended and not unanswered.full() and not (stream.is_old() and unanswered):
+                    users = list(itertools.islice(source, _core.BATCH_USERS))
+                    ended = not users
+                    if users:
+                        stream.put(unanswered.add(users))
+                if unanswered:
+                    for answer in await stream.read():
+                        yield answer
+        finally:
+            stream.end()
+
+    def _stream(self, name: str, unanswered: Unanswered[T]) -> _AsyncStream[T]:
+        serialize, parse = _core.serializers(name)
+        method = self._channel.stream_stream(_core.method_path(name), serialize, parse)
+        return _AsyncStream(method, self._settings, unanswered)
 
     async def close(self) -> None:
         """Ends the connection; calls that run are cancelled."""
@@ -86,41 +113,80 @@ class AsyncClient:
             await asyncio.sleep(delay_s)
 
 
-class AsyncInteractionStream:
-    """As `tim4rec.client.InteractionStream`, for one task."""
+class _AsyncStream(Generic[T]):
+    """A stream over one call after the other. For one task."""
 
-    def __init__(self, method: Callable[..., Any], settings: Settings, unanswered: Unanswered) -> None:
+    def __init__(self, method: Callable[..., Any], settings: Settings, unanswered: Unanswered[T]) -> None:
         self._method, self._settings, self._unanswered = method, settings, unanswered
         self._call: Any = None
         self._answers: Any = None
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
         self._opened_s = 0.0
 
-    async def send(self, users: Mapping[str, Sequence[Interaction]]) -> list[BatchAck]:
-        """As `InteractionStream.send`."""
-        acks: list[BatchAck] = []
-        while self._unanswered.full():
-            acks.append(await self._read())
-        if self._call is not None and time.monotonic() - self._opened_s > _core.STREAM_CALL_S:
-            acks += await self.flush()
-            self._end_call()
-        request = self._unanswered.add(users)
+    def is_old(self) -> bool:
+        return self._call is not None and time.monotonic() - self._opened_s > _core.STREAM_CALL_S
+
+    def put(self, request: Any) -> None:
+        if self.is_old():
+            self.end()
         if self._call is None:
             self._open()
         else:
             self._requests.put_nowait(request)
+
+    async def read(self) -> T:
+        while True:
+            try:
+                return self._unanswered.answered(await self._answers.__anext__())
+            except StopAsyncIteration:
+                delay_s = self._unanswered.delay_s(None)
+            except grpc.aio.AioRpcError as error:
+                delay_s = self._unanswered.delay_s(error)
+            self.end()
+            await asyncio.sleep(delay_s)
+            self._open()
+
+    def end(self) -> None:
+        self._requests.put_nowait(None)
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    def _open(self) -> None:
+        self._requests = asyncio.Queue()
+        for request in self._unanswered.requests():
+            self._requests.put_nowait(request)
+        self._opened_s = time.monotonic()
+        self._call = self._method(_until_none(self._requests),
+                                  timeout=_core.STREAM_CALL_S + _core.STREAM_ANSWER_S,
+                                  metadata=self._settings.metadata(None))
+        self._answers = self._call.__aiter__()
+
+
+class AsyncInteractionStream:
+    """As `tim4rec.client.InteractionStream`, for one task."""
+
+    def __init__(self, stream: _AsyncStream[BatchAck], unanswered: UnansweredBatches) -> None:
+        self._stream, self._unanswered = stream, unanswered
+
+    async def send(self, users: Mapping[str, Sequence[Interaction]]) -> list[BatchAck]:
+        """As `InteractionStream.send`."""
+        acks: list[BatchAck] = []
+        while self._unanswered.full() or (self._stream.is_old() and self._unanswered):
+            acks.append(await self._stream.read())
+        self._stream.put(self._unanswered.add(users))
         return acks
 
     async def flush(self) -> list[BatchAck]:
         """As `InteractionStream.flush`."""
         acks: list[BatchAck] = []
-        while self._unanswered.requests:
-            acks.append(await self._read())
+        while self._unanswered:
+            acks.append(await self._stream.read())
         return acks
 
     def close(self) -> None:
         """As `InteractionStream.close`."""
-        self._end_call()
+        self._stream.end()
 
     async def __aenter__(self) -> AsyncInteractionStream:
         return self
@@ -132,34 +198,6 @@ class AsyncInteractionStream:
                 await self.flush()
         finally:
             self.close()
-
-    def _open(self) -> None:
-        self._requests = asyncio.Queue()
-        for request in self._unanswered.requests:
-            self._requests.put_nowait(request)
-        self._opened_s = time.monotonic()
-        self._call = self._method(_until_none(self._requests),
-                                  timeout=_core.STREAM_CALL_S + _core.STREAM_ANSWER_S,
-                                  metadata=self._settings.metadata(None))
-        self._answers = self._call.__aiter__()
-
-    def _end_call(self) -> None:
-        self._requests.put_nowait(None)
-        if self._call is not None:
-            self._call.cancel()
-            self._call = None
-
-    async def _read(self) -> BatchAck:
-        while True:
-            try:
-                return self._unanswered.answered(await self._answers.__anext__())
-            except StopAsyncIteration:
-                delay_s = self._unanswered.delay_s(None)
-            except grpc.aio.AioRpcError as error:
-                delay_s = self._unanswered.delay_s(error)
-            self._end_call()
-            await asyncio.sleep(delay_s)
-            self._open()
 
 
 async def _until_none(requests: asyncio.Queue[Any]) -> AsyncIterator[Any]:

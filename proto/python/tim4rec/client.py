@@ -1,18 +1,19 @@
 """The blocking client."""
 from __future__ import annotations
 
+import itertools
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 
 from tim4rec import _core
-from tim4rec._core import Call, Settings, Tls, Unanswered
+from tim4rec._core import Call, Settings, Tls, Unanswered, UnansweredBatches, UnansweredUsers
 from tim4rec.retry import Retry
-from tim4rec.types import BatchAck, Deleted, Interaction, Query, Recommendation, Recorded, User
+from tim4rec.types import BatchAck, Deleted, Interaction, Query, Recommendation, Recorded, User, UserRecommendation
 
 T = TypeVar("T")
 
@@ -58,6 +59,11 @@ class Client:
         """`record`, then `recommend`, in one round trip; the recommendation sees the interactions."""
         return self._run(_core.record_and_recommend(user_id, interactions, query, durable), timeout_s)
 
+    def recommend_for_history(self, interactions: Sequence[Interaction], query: Query = Query(), *,
+                              timeout_s: float | None = None) -> Recommendation:
+        """`recommend` for a history that the call carries, in any order. Reads and stores nothing."""
+        return self._run(_core.recommend_for_history(interactions, query), timeout_s)
+
     def get_user(self, user_id: str, *, at_ms: int = 0, max_events: int = 0, timeout_s: float | None = None) -> User:
         """What the server holds of a user, as it was at `at_ms` (0: now), with the newest events if asked for."""
         return self._run(_core.get_user(user_id, at_ms, max_events), timeout_s)
@@ -68,9 +74,34 @@ class Client:
 
     def stream(self, *, durable: bool = False, most_unanswered: int = 8) -> InteractionStream:
         """A stream of batches over many users, for ingestion. Not through a routing proxy: see `tim4rec.Ring`."""
-        serialize, parse = _core.serializers("StreamInteractions")
-        method = self._channel.stream_stream(_core.method_path("StreamInteractions"), serialize, parse)
-        return InteractionStream(method, self._settings, Unanswered(durable, most_unanswered, self._settings.retry))
+        unanswered = UnansweredBatches(durable, most_unanswered, self._settings.retry)
+        return InteractionStream(self._stream("StreamInteractions", unanswered), unanswered)
+
+    def recommend_batch(self, user_ids: Iterable[str], query: Query = Query()) -> Iterator[UserRecommendation]:
+        """`recommend` for many users, in order, at low priority: online calls go first.
+
+        `user_ids` is read as answers come, so it may be as long as you like. A user's error is in the place of the
+        answer. A stream that breaks is opened again and goes on with the same model. CallError: it could not be.
+        Not through a routing proxy: see `tim4rec.Ring`.
+        """
+        unanswered = UnansweredUsers(query, self._settings.retry)
+        stream, source, ended = self._stream("RecommendBatch", unanswered), iter(user_ids), False
+        try:
+            while not ended or unanswered:
+                while not ended and not unanswered.full() and not (stream.is_old() and unanswered):
+                    users = list(itertools.islice(source, _core.BATCH_USERS))
+                    ended = not users
+                    if users:
+                        stream.put(unanswered.add(users))
+                if unanswered:
+                    yield from stream.read()
+        finally:
+            stream.end()
+
+    def _stream(self, name: str, unanswered: Unanswered[T]) -> _Stream[T]:
+        serialize, parse = _core.serializers(name)
+        method = self._channel.stream_stream(_core.method_path(name), serialize, parse)
+        return _Stream(method, self._settings, unanswered)
 
     def close(self) -> None:
         """Ends the connection; calls that run fail with CANCELLED."""
@@ -94,6 +125,57 @@ class Client:
             time.sleep(delay_s)
 
 
+class _Stream(Generic[T]):
+    """A stream over one call after the other. Not a context manager, not for several threads."""
+
+    def __init__(self, method: Callable[..., Any], settings: Settings, unanswered: Unanswered[T]) -> None:
+        self._method, self._settings, self._unanswered = method, settings, unanswered
+        self._call: Any = None
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._opened_s = 0.0
+
+    def is_old(self) -> bool:
+        """Whether the call shall be followed by a new one, once it is answered."""
+        return self._call is not None and time.monotonic() - self._opened_s > _core.STREAM_CALL_S
+
+    def put(self, request: Any) -> None:
+        """Sends what was just added to the unanswered; on a new call if the old one is old."""
+        if self.is_old():
+            self.end()
+        if self._call is None:
+            self._open()
+        else:
+            self._requests.put(request)
+
+    def read(self) -> T:
+        """The next answer; repeats what is unanswered on a new call where the old one breaks."""
+        while True:
+            try:
+                return self._unanswered.answered(next(self._call))
+            except StopIteration:
+                delay_s = self._unanswered.delay_s(None)
+            except grpc.RpcError as error:
+                delay_s = self._unanswered.delay_s(error)
+            self.end()
+            time.sleep(delay_s)
+            self._open()
+
+    def end(self) -> None:
+        self._requests.put(None)
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    def _open(self) -> None:
+        self._requests = queue.SimpleQueue()
+        for request in self._unanswered.requests():
+            self._requests.put(request)
+        requests: Iterator[Any] = iter(self._requests.get, None)
+        self._opened_s = time.monotonic()
+        self._call = self._method(requests, timeout=_core.STREAM_CALL_S + _core.STREAM_ANSWER_S,
+                                  metadata=self._settings.metadata(None))
+
+
 class InteractionStream:
     """Batches in, acknowledgements out, in order; at least once, which the server's idempotence makes exactly once.
 
@@ -101,11 +183,8 @@ class InteractionStream:
     count from the last answer. For one thread. Close it, or use it in a `with` block, which flushes at its end.
     """
 
-    def __init__(self, method: Callable[..., Any], settings: Settings, unanswered: Unanswered) -> None:
-        self._method, self._settings, self._unanswered = method, settings, unanswered
-        self._call: Any = None
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._opened_s = 0.0
+    def __init__(self, stream: _Stream[BatchAck], unanswered: UnansweredBatches) -> None:
+        self._stream, self._unanswered = stream, unanswered
 
     def send(self, users: Mapping[str, Sequence[Interaction]]) -> list[BatchAck]:
         """Sends one batch (at most 10,000 interactions over all users); returns what was answered meanwhile.
@@ -113,28 +192,21 @@ class InteractionStream:
         Waits while `most_unanswered` batches are unanswered. CallError: the oldest unanswered batch failed.
         """
         acks: list[BatchAck] = []
-        while self._unanswered.full():
-            acks.append(self._read())
-        if self._call is not None and time.monotonic() - self._opened_s > _core.STREAM_CALL_S:
-            acks += self.flush()
-            self._end_call()
-        request = self._unanswered.add(users)
-        if self._call is None:
-            self._open()
-        else:
-            self._requests.put(request)
+        while self._unanswered.full() or (self._stream.is_old() and self._unanswered):
+            acks.append(self._stream.read())
+        self._stream.put(self._unanswered.add(users))
         return acks
 
     def flush(self) -> list[BatchAck]:
         """Waits until every batch is answered; returns the answers that were not returned before."""
         acks: list[BatchAck] = []
-        while self._unanswered.requests:
-            acks.append(self._read())
+        while self._unanswered:
+            acks.append(self._stream.read())
         return acks
 
     def close(self) -> None:
         """Ends the stream. Batches that are not answered may be stored or not: `flush` before."""
-        self._end_call()
+        self._stream.end()
 
     def __enter__(self) -> InteractionStream:
         return self
@@ -146,30 +218,3 @@ class InteractionStream:
                 self.flush()
         finally:
             self.close()
-
-    def _open(self) -> None:
-        self._requests = queue.SimpleQueue()
-        for request in self._unanswered.requests:
-            self._requests.put(request)
-        requests: Iterator[Any] = iter(self._requests.get, None)
-        self._opened_s = time.monotonic()
-        self._call = self._method(requests, timeout=_core.STREAM_CALL_S + _core.STREAM_ANSWER_S,
-                                  metadata=self._settings.metadata(None))
-
-    def _end_call(self) -> None:
-        self._requests.put(None)
-        if self._call is not None:
-            self._call.cancel()
-            self._call = None
-
-    def _read(self) -> BatchAck:
-        while True:
-            try:
-                return self._unanswered.answered(next(self._call))
-            except StopIteration:
-                delay_s = self._unanswered.delay_s(None)
-            except grpc.RpcError as error:
-                delay_s = self._unanswered.delay_s(error)
-            self._end_call()
-            time.sleep(delay_s)
-            self._open()

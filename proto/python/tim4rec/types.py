@@ -5,6 +5,8 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tim4rec.errors import CallError
+
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
@@ -115,6 +117,15 @@ class Recommendation:
     @property
     def item_ids(self) -> list[str]:
         return [item.item_id for item in self.items]
+
+
+@dataclass(frozen=True, slots=True)
+class UserRecommendation:
+    """One user's answer of a batch: a recommendation, or what went wrong for this user."""
+
+    user_id: str
+    recommendation: Recommendation | None
+    error: CallError | None
 
 
 @dataclass(frozen=True, slots=True)
