@@ -1,0 +1,138 @@
+"""tim4rec-batch against real servers: killed and run again, over shards, with faulty users.
+
+Usage: batch_test.py BUILD [unittest arguments]     BUILD: build/<preset>
+"""
+import json
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+from server_process import ServerProcess, free_port  # noqa: E402
+from tim4rec import Client, Interaction, Query, Ring  # noqa: E402
+
+BUILD = pathlib.Path(sys.argv.pop(1)).resolve()
+BATCH = pathlib.Path(sys.executable).with_name("tim4rec-batch")
+T0, USERS = 1_700_000_000_000, 4000
+AS_OF = T0 + 10**9
+
+
+class Batch(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        made = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(made.cleanup)
+        cls.folder = pathlib.Path(made.name)
+        cls.names = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+        cls.ring, cls.clients = Ring(cls.names), {}
+        for name in cls.names:
+            server = ServerProcess(BUILD, cls.folder / name.replace(":", "_"), listen=name)
+            cls.addClassCleanup(server.__exit__)
+            cls.clients[name] = Client(name)
+            cls.addClassCleanup(cls.clients[name].close)
+        cls.users = [f"u{n}" for n in range(USERS)]
+        for name, client in cls.clients.items():
+            with client.stream() as stream:
+                for n in range(3):
+                    stream.send({u: [Interaction(f"item{(7 * n + len(u) + int(u[1:])) % 60 + 1}", T0 + n * 1000)]
+                                 for u in cls.users[::3] if cls.ring.server_of(u) == name})
+
+    def file(self, name, users=None):
+        path = self.folder / name
+        table = pa.table({"n": range(len(users or self.users)), "user_id": users or self.users})
+        if name.endswith(".parquet"):
+            pq.write_table(table, path, row_group_size=700)
+        elif name.endswith(".csv"):
+            pa.csv.write_csv(table, path)
+        else:
+            path.write_text("".join(f"{u}\n" for u in users or self.users))
+        return path
+
+    def command(self, users, out, *flags):
+        return [BATCH, users, self.folder / out, "--servers", ",".join(self.names), "--as-of-ms", str(AS_OF),
+                "--part-users", "300", "--k", "5", *flags]
+
+    def run_batch(self, users, out, *flags, code=0):
+        done = subprocess.run(self.command(users, out, *flags), capture_output=True, text=True, check=False, timeout=120)
+        self.assertEqual(done.returncode, code, done.stderr)
+        return done.stderr
+
+    def result(self, out):
+        """Rows of all parts, in order."""
+        return [row for part in sorted((self.folder / out).glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
+
+    def expect_all(self, rows, users):
+        asked = Query(k=5, as_of_ms=AS_OF)
+        by_user = {}
+        for row in rows:
+            by_user.setdefault(row["user_id"], []).append(row)
+        self.assertEqual(list(by_user), users)  # in order, nobody twice, nobody missing
+        self.assertEqual(len(rows), 5 * len(users))
+        for user in users[::97]:
+            answer = self.clients[self.ring.server_of(user)].recommend(user, asked)
+            self.assertEqual([(r["rank"], r["item_id"], r["score"], r["model"]) for r in by_user[user]],
+                             [(n, i.item_id, i.score, answer.provenance.model) for n, i in enumerate(answer.items, 1)])
+
+    def test_killed_and_run_again_it_gives_each_user_once(self):
+        seed = time.time_ns()
+        print(f"seed {seed}")
+        rng, users = random.Random(seed), self.file("users.parquet")
+        parts = self.folder / "killed"
+        for _ in range(3):
+            process = subprocess.Popen(self.command(users, "killed"), stderr=subprocess.DEVNULL)
+            before, began = len(list(parts.glob("part-*"))), time.monotonic()
+            while len(list(parts.glob("part-*"))) < before + 2 and process.poll() is None \
+                    and time.monotonic() - began < 30:
+                time.sleep(rng.uniform(0, 0.02))
+            process.kill()
+            process.wait()
+        kept = {p.name: p.stat().st_mtime_ns for p in parts.glob("part-*.parquet")}
+        said = self.run_batch(users, "killed")
+        self.assertIn(f"{USERS}/{USERS} users", said)
+        self.expect_all(self.result("killed"), self.users)
+        now = {p.name: p.stat().st_mtime_ns for p in parts.glob("part-*.parquet")}
+        self.assertEqual(len(now), -(-USERS // 300))
+        self.assertEqual({name: now[name] for name in kept}, kept)  # what was there was not made again
+
+    def test_shards_make_together_what_one_run_makes(self):
+        users = self.file("users.csv")
+        for shard in range(2):
+            self.run_batch(users, f"shard{shard}", "--shard", str(shard))
+            for row in self.result(f"shard{shard}"):
+                self.assertEqual(self.ring.server_of(row["user_id"]), self.names[shard])
+        rows = self.result("shard0") + self.result("shard1")
+        order = {u: n for n, u in enumerate(self.users)}
+        self.expect_all(sorted(rows, key=lambda r: (order[r["user_id"]], r["rank"])), self.users)
+
+    def test_a_user_who_cannot_be_answered_is_a_row_and_the_exit_code(self):
+        users = self.file("users.txt", ["u1", "x" * 300, "u2"])
+        said = self.run_batch(users, "faulty", code=1)
+        self.assertIn("1 users could not be answered", said)
+        rows = self.result("faulty")
+        bad, = [r for r in rows if r["rank"] == 0]
+        self.assertEqual((bad["user_id"], bad["item_id"], len(rows)), ("x" * 300, None, 11))
+        self.assertIn("INVALID_ARGUMENT", bad["error"])
+        self.assertEqual({r["error"] for r in rows if r["rank"] > 0}, {None})
+
+    def test_another_question_in_the_same_folder_is_refused(self):
+        users = self.file("few.txt", ["u1", "u2"])
+        self.run_batch(users, "same")
+        plan = json.loads((self.folder / "same" / "batch.json").read_text())
+        self.assertRegex(plan["model"], r"^.+@[0-9a-f]{32}$")
+        self.assertIn("k 5, this one has 6", self.run_batch(users, "same", "--k", "6", code=1))
+        self.assertIn("exclude_seen True", self.run_batch(users, "same", "--include-seen", code=1))
+        self.assertIn("there are 2 servers", self.run_batch(users, "other", "--shard", "2", code=1))
+        self.assertIn("no column 'user'", self.run_batch(self.file("c.parquet"), "other", "--column", "user", code=1))
+        self.assertIn("'user'", self.run_batch(self.file("c.csv"), "more", "--column", "user", code=1))
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
