@@ -128,7 +128,9 @@ absl::Status Server::Rep::OpenStore() {
 void Server::Rep::StartPipeline() {
   PipelineOptions options;
   options.workers = WorkerCount(config);
-  options.queue_limit = config.pipeline.queue_limit;
+  options.queue_rows = config.pipeline.queue_rows;
+  options.queue_bytes = config.pipeline.queue_bytes;
+  options.queue_delay = absl::Milliseconds(config.pipeline.queue_delay_ms);
   options.max_batch = config.pipeline.max_batch;
   options.max_resident_users = config.pipeline.max_resident_users;
   options.checkpoint_interval = absl::Milliseconds(config.pipeline.checkpoint_interval_ms);
@@ -144,7 +146,8 @@ void Server::Rep::StartPipeline() {
                    [this](std::string_view user) { return store->PurgeDeleted(user); }, &metrics});
   service_deps = {models.get(), pipeline.get(), &metrics,
                   RequestLimits{config.limits.max_clock_skew_ms, config.limits.max_interactions,
-                                config.limits.max_item_ids, config.limits.max_stream_batches},
+                                config.limits.max_item_ids, config.limits.max_stream_batches,
+                                config.limits.client_metadata},
                   absl::Now};
   service = std::make_unique<RecommenderService>(service_deps);
 }

@@ -7,6 +7,7 @@
 #include <exception>
 #include <type_traits>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -31,7 +32,9 @@ void VisitKeys(Config& c, Visitor&& visit) {
   visit("store.block_cache_bytes", c.store.block_cache_bytes);
   visit("store.write_buffer_bytes", c.store.write_buffer_bytes);
   visit("pipeline.workers", c.pipeline.workers);
-  visit("pipeline.queue_limit", c.pipeline.queue_limit);
+  visit("pipeline.queue_rows", c.pipeline.queue_rows);
+  visit("pipeline.queue_bytes", c.pipeline.queue_bytes);
+  visit("pipeline.queue_delay_ms", c.pipeline.queue_delay_ms);
   visit("pipeline.max_batch", c.pipeline.max_batch);
   visit("pipeline.max_resident_users", c.pipeline.max_resident_users);
   visit("pipeline.checkpoint_interval_ms", c.pipeline.checkpoint_interval_ms);
@@ -42,6 +45,7 @@ void VisitKeys(Config& c, Visitor&& visit) {
   visit("limits.max_item_ids", c.limits.max_item_ids);
   visit("limits.max_message_bytes", c.limits.max_message_bytes);
   visit("limits.max_stream_batches", c.limits.max_stream_batches);
+  visit("limits.client_metadata", c.limits.client_metadata);
   visit("server.drain_timeout_ms", c.server.drain_timeout_ms);
   visit("log.level", c.log.level);
 }
@@ -119,7 +123,9 @@ absl::Status ServerConfig::Validate() const {
   range("store.block_cache_bytes", store.block_cache_bytes, 1 << 20, kTebi);
   range("store.write_buffer_bytes", store.write_buffer_bytes, 64 << 10, kTebi);
   range("pipeline.workers", pipeline.workers, 0, 1024);
-  range("pipeline.queue_limit", pipeline.queue_limit, 1, 1 << 24);
+  range("pipeline.queue_rows", pipeline.queue_rows, 1, 1 << 24);
+  range("pipeline.queue_bytes", pipeline.queue_bytes, 1024, kTebi);
+  range("pipeline.queue_delay_ms", pipeline.queue_delay_ms, 1, kYearMs);
   range("pipeline.max_batch", pipeline.max_batch, 1, 65536);
   range("pipeline.max_resident_users", pipeline.max_resident_users,
         std::max<int64_t>(1, pipeline.workers), int64_t{1} << 31);
@@ -135,6 +141,13 @@ absl::Status ServerConfig::Validate() const {
       pipeline.late_policy != "reject") {
     faults.push_back(absl::StrCat("pipeline.late_policy: \"", pipeline.late_policy,
                                   "\" is none of refold, append, reject"));
+  }
+  for (const char c : limits.client_metadata) {
+    if (absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '-' || c == '_' || c == '.')
+      continue;
+    faults.push_back(absl::StrCat("limits.client_metadata: \"", limits.client_metadata,
+                                  "\" is no metadata key (a to z, 0 to 9, - _ .)"));
+    break;
   }
   if (log.level != "debug" && log.level != "info" && log.level != "warning" &&
       log.level != "error") {

@@ -34,7 +34,9 @@ struct ServerConfig {
 
   struct Pipeline {
     int64_t workers = 0;
-    int64_t queue_limit = 8192;
+    int64_t queue_rows = 16384;
+    int64_t queue_bytes = 67108864;
+    int64_t queue_delay_ms = 50;
     int64_t max_batch = 256;
     int64_t max_resident_users = 100000;
     int64_t checkpoint_interval_ms = 30000;
@@ -48,6 +50,7 @@ struct ServerConfig {
     int64_t max_item_ids = 10000;
     int64_t max_message_bytes = 4194304;
     int64_t max_stream_batches = 8;
+    std::string client_metadata;
   } limits;
 
   struct Server {

@@ -95,7 +95,8 @@ struct Job {
   ModelHandle model;
   absl::Time deadline = absl::InfiniteFuture();
   std::atomic<bool> cancelled = false;  // set from any thread
-  bool bulk = false;  // part of a stream: behind single calls, and waits for no min_state_version
+  bool bulk = false;    // part of a stream: behind single calls, and waits for no min_state_version
+  uint64_t client = 0;  // hash of who asks, for the shares of a queue (JobQueue); 0: nobody
 
   std::optional<RecordCommand> record;
   // Validated events, in any order. The recommendation is for them, as if a new user had sent them
@@ -107,6 +108,8 @@ struct Job {
   std::optional<VerifyUserCommand> verify_user;
 
   absl::Status status;
+  // When Submit refuses with RESOURCE_EXHAUSTED: how long what waits will take, as measured.
+  absl::Duration retry_after;
 };
 
 }  // namespace tim4rec

@@ -2,7 +2,8 @@
 //
 // A user belongs to one of kPartitions partitions, a partition to one worker thread, so a user's
 // events are folded in order without locks. A worker takes whatever is waiting (up to max_batch)
-// and never waits for more. In a batch: all Records (one append to the log, synced if one of them
+// and never waits for more. Jobs of single calls come first; those of streams get a tenth of its
+// time, and all that is left. In a batch: all Records (one append to the log, synced if one of them
 // asks for it), one fold over all users, then all reads, then the answers; a DeleteUser is a
 // barrier. A recommendation whose min_state_version is not reached waits, as long
 // as its deadline allows, while others go on.
@@ -35,9 +36,11 @@ enum class LatePolicy {
 };
 
 struct PipelineOptions {
-  int workers = 1;                      // at least 1
-  int64_t queue_limit = 8192;           // jobs waiting per worker
-  int64_t max_batch = 256;              // jobs in one micro-batch
+  int workers = 1;                                      // at least 1
+  int64_t queue_rows = 16384;                           // waiting per worker, see JobQueue
+  int64_t queue_bytes = 64 << 20;                       // likewise
+  absl::Duration queue_delay = absl::Milliseconds(50);  // see Worker::RowsForNow
+  int64_t max_batch = 256;                              // jobs in one micro-batch
   int64_t max_resident_users = 100000;  // over all workers and models; each worker has at least one
   absl::Duration checkpoint_interval = absl::Seconds(30);  // zero: on eviction and drain only
   int64_t checkpoint_group = 8;                            // states per StateStore::Put
@@ -73,9 +76,9 @@ class Pipeline {
   ~Pipeline();
 
   // Takes the job, which lives until its Complete. RESOURCE_EXHAUSTED if the worker's queue is
-  // full, UNAVAILABLE once draining; then the job was not taken. Never blocks on work. Whoever
-  // submits bulk jobs waits and tries again: they fill at most half of a queue, so that single
-  // calls still find room, and a refusal is not counted as a dropped request.
+  // full (then `retry_after` is set), UNAVAILABLE once draining; then the job was not taken. Never
+  // blocks on work. Whoever submits bulk jobs waits and tries again: their refusals are not counted
+  // as dropped requests.
   absl::Status Submit(Job* job);
 
   // Folds the users that are resident under `from` for `to` as well, those used last first, at most

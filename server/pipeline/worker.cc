@@ -17,6 +17,18 @@ namespace {
 constexpr int kRest = 19;
 constexpr absl::Duration kIdle = absl::Milliseconds(50);
 
+// Jobs of streams: while single calls come, a tenth of the time in slices of kBulkSlice, which is
+// what a single call may have to wait for them; else all of it, in slices of kBulkAlone.
+constexpr int kBulkShare = 9;
+constexpr absl::Duration kBulkSlice = absl::Milliseconds(2);
+constexpr absl::Duration kBulkAlone = absl::Milliseconds(20);
+constexpr int64_t kMostBulkRows = 65536;
+
+// What comes within this time after a pause is a burst, and may fill the queue.
+constexpr absl::Duration kBurst = absl::Milliseconds(100);
+constexpr absl::Duration kLeastRetry = absl::Milliseconds(5);
+constexpr absl::Duration kMostRetry = absl::Seconds(5);
+
 // Until when a job may wait, so that its answer reaches the client before its deadline does; `now`
 // if it has none.
 absl::Time GiveUp(const Job& job, absl::Time now) {
@@ -37,6 +49,8 @@ Worker::Worker(int index, int64_t capacity, const PipelineOptions& options,
       next_checkpoint_(options.checkpoint_interval > absl::ZeroDuration()
                            ? absl::Now() + options.checkpoint_interval
                            : absl::InfiniteFuture()),
+      queue_({options.queue_rows, options.queue_bytes}),
+      last_pause_(absl::Now()),
       thread_([this] { Run(); }) {}
 
 Worker::~Worker() {
@@ -45,18 +59,33 @@ Worker::~Worker() {
 }
 
 absl::Status Worker::Submit(Job* job) {
-  const int64_t limit =
-      job->bulk ? std::max<int64_t>(1, options_.queue_limit / 2) : options_.queue_limit;
+  absl::Status why;
   std::unique_lock lock(mutex_);
   if (closed_) return absl::UnavailableError("the server is draining; try another one");
-  if (static_cast<int64_t>(queue_.size()) >= limit) {
-    if (!job->bulk) deps_.metrics->dropped_queue_full->Increment();
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "queue full: ", queue_.size(), " requests wait (pipeline.queue_limit); try again later"));
+  const JobQueue::Refusal refusal =
+      queue_.Push(job, job->bulk ? BatchTimes::kUnknown : RowsForNow(absl::Now()), &why);
+  if (refusal == JobQueue::Refusal::kNone) {
+    if (waiting_) wake_.notify_one();
+    return why;
   }
-  queue_.push_back(job);
-  if (waiting_) wake_.notify_one();
-  return absl::OkStatus();
+  job->retry_after = std::clamp(online_times_.Estimate(queue_.online().rows, FullBatchRows()),
+                                kLeastRetry, kMostRetry);
+  if (job->bulk) return why;
+  (refusal == JobQueue::Refusal::kFull ? deps_.metrics->dropped_queue_full
+                                       : deps_.metrics->dropped_queue_share)
+      ->Increment();
+  return why;
+}
+
+int64_t Worker::RowsForNow(absl::Time now) const {
+  return now - last_pause_ < kBurst
+             ? BatchTimes::kUnknown
+             : online_times_.RowsWithin(options_.queue_delay, FullBatchRows());
+}
+
+int64_t Worker::FullBatchRows() const {
+  const int64_t jobs = std::max<int64_t>(1, queue_.online_jobs());
+  return options_.max_batch * std::max<int64_t>(1, queue_.online().rows / jobs);
 }
 
 void Worker::Post(std::shared_ptr<Order> order) {
@@ -82,6 +111,7 @@ void Worker::Join() {
 bool Worker::Take(absl::Time until, std::vector<Job*>* batch) {
   batch->clear();
   std::unique_lock lock(mutex_);
+  const bool pause = !queue_.has_online();
   while (queue_.empty() && orders_.empty() && !closed_) {
     waiting_ = true;
     if (until == absl::InfiniteFuture()) {
@@ -92,17 +122,42 @@ bool Worker::Take(absl::Time until, std::vector<Job*>* batch) {
     }
     waiting_ = false;
   }
-  const size_t count = std::min<size_t>(queue_.size(), options_.max_batch);
-  batch->assign(queue_.begin(), queue_.begin() + count);
-  queue_.erase(queue_.begin(), queue_.begin() + count);
-  depth_.Set(static_cast<double>(queue_.size()));
-  return count > 0 || !closed_;
+  const absl::Time now = absl::Now();
+  if (pause) last_pause_ = now;
+  if (queue_.has_online()) last_online_ = now;
+  taken_bulk_ = queue_.has_bulk() && (!queue_.has_online() || bulk_owed_ >= kBulkSlice);
+  if (taken_bulk_) {
+    const JobSize before = queue_.bulk();
+    const absl::Duration slice = now - last_online_ < kIdle ? kBulkSlice : kBulkAlone;
+    queue_.PopBulk(options_.max_batch,
+                   std::min(bulk_times_.RowsWithin(slice, kMostBulkRows), kMostBulkRows), batch);
+    taken_.rows = before.rows - queue_.bulk().rows;
+  } else {
+    const JobSize before = queue_.online();
+    queue_.PopOnline(options_.max_batch, batch);
+    taken_.rows = before.rows - queue_.online().rows;
+  }
+  depth_.Set(static_cast<double>(queue_.jobs()));
+  return !batch->empty() || !closed_;
+}
+
+void Worker::RunTaken(const std::vector<Job*>& batch) {
+  const absl::Time start = absl::Now();
+  RunBatch(batch, /*may_wait=*/true);
+  const absl::Duration took = absl::Now() - start;
+  std::unique_lock lock(mutex_);
+  (taken_bulk_ ? bulk_times_ : online_times_).Add(taken_.rows, took);
+  if (taken_bulk_) {
+    bulk_owed_ = std::max(absl::ZeroDuration(), bulk_owed_ - took);
+  } else if (queue_.has_bulk()) {
+    bulk_owed_ += took / kBulkShare;
+  }
 }
 
 void Worker::Run() {
   std::vector<Job*> batch;
   while (Take(NextWake(), &batch)) {
-    if (!batch.empty()) RunBatch(batch, /*may_wait=*/true);
+    if (!batch.empty()) RunTaken(batch);
     RunWaiting();
     TakeOrders();
     ReleaseSome();
@@ -248,7 +303,7 @@ void Worker::RunBatch(const std::vector<Job*>& jobs, bool may_wait) {
       job->recommend->waits = false;
       job->recommend->may_wait =
           may_wait && !job->record && !job->bulk && GiveUp(*job, now) > now &&
-          static_cast<int64_t>(waiting_jobs_.size() + jobs.size()) <= options_.queue_limit;
+          static_cast<int64_t>(waiting_jobs_.size() + jobs.size()) <= options_.queue_rows;
     }
     if (!batch) batch.emplace(deps, absl::ToUnixMillis(now));
     if (!batch->Add(job)) {

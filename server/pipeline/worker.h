@@ -15,7 +15,9 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "server/pipeline/batch_times.h"
 #include "server/pipeline/job.h"
+#include "server/pipeline/job_queue.h"
 #include "server/pipeline/pipeline.h"
 #include "server/pipeline/purger.h"
 #include "server/pipeline/refold.h"
@@ -55,15 +57,23 @@ class Worker {
   void Run();
   // When Take must return even if nothing has come.
   absl::Time NextWake() const;
-  // Moves waiting jobs into `batch`, or waits until there are some or an order, `until` has come or
-  // the queue is closed. False once closed and empty.
+  // Moves waiting jobs of one lane into `batch`, or waits until there are some or an order, `until`
+  // has come or the queue is closed. False once closed and empty.
   bool Take(absl::Time until, std::vector<Job*>* batch);
+  // How many rows of single calls may wait. After a pause, as many as the queue holds: a burst. A
+  // worker that had none for a while gets more than it can do; then as many as make a batch of
+  // queue_delay, so that who is taken waits about that long, and for the batch before.
+  int64_t RowsForNow(absl::Time now) const;
+  // Of single calls such as those that wait.
+  int64_t FullBatchRows() const;
   // A recommendation that waits for its min_state_version until then.
   struct Waiting {
     Job* job;
     absl::Time give_up;
   };
 
+  // The jobs taken, and what becomes of the lanes' shares of time.
+  void RunTaken(const std::vector<Job*>& batch);
   void RunBatch(const std::vector<Job*>& jobs, bool may_wait);
   // Answers those whose state version is reached, or who have waited enough.
   void RunWaiting();
@@ -100,7 +110,14 @@ class Worker {
   // it). It guards the members below.
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::deque<Job*> queue_;
+  JobQueue queue_;
+  BatchTimes online_times_;   // of single calls
+  BatchTimes bulk_times_;     // of jobs of streams
+  absl::Duration bulk_owed_;  // what they are to get before single calls go on
+  JobSize taken_;             // by the last Take
+  bool taken_bulk_ = false;   // which lane that was
+  absl::Time last_online_ = absl::InfinitePast();
+  absl::Time last_pause_;  // its end; at first, the start
   std::vector<std::shared_ptr<Order>> orders_;
   bool closed_ = false;
   bool waiting_ = false;

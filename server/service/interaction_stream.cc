@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/service/client_key.h"
 #include "server/service/parse.h"
 #include "server/service/status.h"
 
@@ -63,7 +64,10 @@ class InteractionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer,
  public:
   InteractionStream(const ServiceDeps& deps, OpenStreams* streams,
                     grpc::CallbackServerContext* context)
-      : streams_(*streams), deps_(deps), deadline_(absl::FromChrono(context->deadline())) {}
+      : streams_(*streams),
+        deps_(deps),
+        deadline_(absl::FromChrono(context->deadline())),
+        client_(ClientKey(*context, deps.limits.client_metadata)) {}
 
   void Start() override {
     std::lock_guard lock(mutex_);
@@ -108,6 +112,7 @@ class InteractionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer,
   OpenStreams& streams_;
   const ServiceDeps& deps_;
   const absl::Time deadline_;
+  const uint64_t client_;
   std::atomic<bool> cancelled_ = false;
   std::unique_ptr<grpc::Alarm> retry_;  // belongs to whoever submits
 
@@ -204,6 +209,7 @@ std::unique_ptr<Batch> InteractionStream::Decode() {
     job.model = model;
     job.deadline = deadline_;
     job.bulk = true;
+    job.client = client_;
     job.record.emplace().durability = durability;
     if (!broken.empty()) context.path = absl::StrCat("users[", u, "].");
     DecodeBatchEntry(request->users(u), context, &*job.record, &job.rejections);

@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/service/client_key.h"
 #include "server/service/parse.h"
 #include "server/service/status.h"
 
@@ -66,7 +67,10 @@ class RecommendationStream final
  public:
   RecommendationStream(const ServiceDeps& deps, OpenStreams* streams,
                        grpc::CallbackServerContext* context)
-      : streams_(*streams), deps_(deps), deadline_(absl::FromChrono(context->deadline())) {}
+      : streams_(*streams),
+        deps_(deps),
+        deadline_(absl::FromChrono(context->deadline())),
+        client_(ClientKey(*context, deps.limits.client_metadata)) {}
 
   void Start() override {
     std::lock_guard lock(mutex_);
@@ -116,6 +120,7 @@ class RecommendationStream final
   OpenStreams& streams_;
   const ServiceDeps& deps_;
   const absl::Time deadline_;
+  const uint64_t client_;
 
   // Held over calls into gRPC, since a stream that may finish must not be touched afterwards, and
   // recursive in case that gRPC calls back at once.
@@ -230,6 +235,7 @@ void RecommendationStream::SubmitUsers() {
     job->model = model_;
     job->deadline = deadline_;
     job->bulk = true;
+    job->client = client_;
     job->recommend = options_;
     absl::Status taken = next.fault.empty()
                              ? deps_.pipeline->Submit(job.get())

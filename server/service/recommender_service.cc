@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/service/client_key.h"
 #include "server/service/interaction_stream.h"
 #include "server/service/parse.h"
 #include "server/service/recommendation_stream.h"
@@ -16,9 +17,6 @@
 
 namespace tim4rec {
 namespace {
-
-// How long a client should wait when the queue is full: a few batches.
-constexpr absl::Duration kRetryDelay = absl::Milliseconds(50);
 
 // One unary call from its bytes to its bytes; `Codec` knows the messages (see RecordCodec).
 // Owned by gRPC until OnDone, so once submitted or finished it is not touched again.
@@ -34,11 +32,12 @@ class Call final : public grpc::ServerUnaryReactor, public Job {
     if (context->deadline() != std::chrono::system_clock::time_point::max()) {
       deadline = absl::FromChrono(context->deadline());
     }
+    client = ClientKey(*context, deps_.limits.client_metadata);
     status = Decode(request);
     if (status.ok()) {
       status = deps_.pipeline->Submit(this);
       if (status.ok()) return;
-      if (absl::IsResourceExhausted(status)) SetRetryDelay(kRetryDelay, &status);
+      if (absl::IsResourceExhausted(status)) SetRetryDelay(retry_after, &status);
     }
     Complete();
   }

@@ -88,6 +88,7 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
   auto& dropped = CounterFamily(r, "tim4rec_dropped_requests_total",
                                 "Requests that were answered without being computed");
   dropped_queue_full = &dropped.Add({{"reason", "queue_full"}});
+  dropped_queue_share = &dropped.Add({{"reason", "queue_share"}});
   dropped_deadline = &dropped.Add({{"reason", "deadline"}});
   dropped_cancelled = &dropped.Add({{"reason", "cancelled"}});
 

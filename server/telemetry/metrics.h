@@ -88,6 +88,7 @@ class Metrics {
   prometheus::Counter* lookups_cold_start;
   // tim4rec_dropped_requests_total{reason}
   prometheus::Counter* dropped_queue_full;
+  prometheus::Counter* dropped_queue_share;
   prometheus::Counter* dropped_deadline;
   prometheus::Counter* dropped_cancelled;
   // tim4rec_store_failures_total{operation}

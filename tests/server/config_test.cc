@@ -81,17 +81,17 @@ TEST(ServerConfig, MalformedYamlNamesTheLine) {
 TEST(ServerConfig, LaterLayersWin) {
   ServerConfig config;
   ASSERT_TRUE(
-      ApplyYaml("pipeline: {max_batch: 1, workers: 1, queue_limit: 1}", "file", &config).ok());
+      ApplyYaml("pipeline: {max_batch: 1, workers: 1, queue_rows: 1}", "file", &config).ok());
   const char* environment[] = {
-      "TIM4REC_PIPELINE_WORKERS=2", "TIM4REC_PIPELINE_QUEUE_LIMIT=2",        "PATH=/bin",
+      "TIM4REC_PIPELINE_WORKERS=2", "TIM4REC_PIPELINE_QUEUE_ROWS=2",         "PATH=/bin",
       "TIM4REC_FORCE_ISA=scalar",   "TIM4REC_PORT_50051_TCP=tcp://10.0.0.1", nullptr};
   const auto ignored = ApplyEnvironment(environment, &config);
   ASSERT_TRUE(ignored.ok()) << ignored.status();
   EXPECT_THAT(*ignored, ElementsAre("TIM4REC_PORT_50051_TCP"));
-  ASSERT_TRUE(SetKeys({{"pipeline.queue_limit", "3"}}, "flags", &config).ok());
+  ASSERT_TRUE(SetKeys({{"pipeline.queue_rows", "3"}}, "flags", &config).ok());
   EXPECT_EQ(config.pipeline.max_batch, 1);
   EXPECT_EQ(config.pipeline.workers, 2);
-  EXPECT_EQ(config.pipeline.queue_limit, 3);
+  EXPECT_EQ(config.pipeline.queue_rows, 3);
 }
 
 TEST(ServerConfig, EnvironmentValuesThatDoNotParseAreAnError) {

@@ -21,13 +21,14 @@ Event At(int64_t timestamp_ms, const std::string& item) { return {item, timestam
 using PipelineFaults = PipelineTest;
 
 TEST_F(PipelineFaults, AFullQueueRefusesAtOnce) {
-  options_.queue_limit = 3;
+  options_.queue_rows = 3;
   Start();
   const auto release = Block();
   std::vector<std::unique_ptr<TestJob>> jobs;
-  for (int i = 0; i < 3; ++i) jobs.push_back(Submit(NewRecommend("u")));
-  const auto refused = NewRecommend("u");
+  for (const char* user : {"u", "v", "w"}) jobs.push_back(Submit(NewRecommend(user)));
+  const auto refused = NewRecommend("x");
   EXPECT_EQ(pipeline_->Submit(refused.get()).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_GT(refused->retry_after, absl::ZeroDuration());
   EXPECT_EQ(metrics_.dropped_queue_full->Value(), 1);
   release();
   for (auto& job : jobs) EXPECT_TRUE(job->Wait().status.ok());
@@ -49,6 +50,8 @@ TEST_F(PipelineFaults, LateAndCancelledCallsAreDroppedBeforeTheyChangeAnything) 
   EXPECT_EQ(cancelled->Wait().status.code(), absl::StatusCode::kCancelled);
   EXPECT_TRUE(in_time->Wait().status.ok());
   EXPECT_EQ(GetUser("u").lineage.event_count, 1u);
+  EXPECT_EQ(metrics_.dropped_deadline->Value(), 1);
+  EXPECT_EQ(metrics_.dropped_cancelled->Value(), 1);
 }
 
 TEST_F(PipelineFaults, DrainAnswersWhatWasTakenAndRefusesTheRest) {

@@ -79,7 +79,7 @@ TEST_F(StateVersions, CancelledAndDrainedReadersAreAnswered) {
 }
 
 TEST_F(StateVersions, WaitingReadersAreBounded) {
-  options_.queue_limit = 4;
+  options_.queue_rows = 4;
   options_.max_batch = 1;  // a fuller batch counts as more who may wait
   Start();
   std::vector<std::unique_ptr<TestJob>> jobs;

@@ -163,7 +163,7 @@ TEST_F(Streams, UnansweredBatchesAreBounded) {
 }
 
 TEST_F(Streams, AFullQueueMakesTheStreamWait) {
-  options_.queue_limit = 2;
+  options_.queue_rows = 2;
   Serve();
   const auto release = Block();
   std::vector<v1::StreamInteractionsRequest> batches(6);
@@ -242,7 +242,7 @@ TEST_F(Streams, AFailedAppendEndsTheStreamAndRepeatingIsHarmless) {
 TEST_F(Streams, CancelledStreamsEndAndCanBeRepeated) {
   std::mt19937_64 random = PrintedRandom();
   options_.workers = 2;
-  options_.queue_limit = 8;
+  options_.queue_rows = 8;
   Serve();
   std::vector<std::vector<Event>> events(30);
   for (auto& of_user : events) of_user = RandomEvents(20, &random);
