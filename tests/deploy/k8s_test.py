@@ -220,6 +220,8 @@ class Loaded(unittest.TestCase):
                 self.assertGreaterEqual(grace, 2 * int(config["server"]["drain_timeout_ms"]) / 1000)
                 states = int(config["pipeline"]["max_resident_users"]) * 37_000 + int(config["store"]["block_cache_bytes"])
                 self.assertGreater(bytes_of(container["resources"]["limits"]["memory"]), 1.3 * states)
+                client = config["limits"]["client_metadata"]
+                self.assertIn(f"grpc_set_header {client} $remote_addr;", rendered.files("tim4rec-router")["nginx.conf"])
                 for name in environment:  # each names a key: the server warns of those that do not, at its start
                     key = name.removeprefix("TIM4REC_").lower()
                     keys = {"_".join((a, b)) for a, v in config.items() if isinstance(v, dict) for b in v}
