@@ -273,9 +273,9 @@ void OfferWaiters(const RankTable& table, RankedQuery* ranked) {
 }
 
 // Takes the survivors of a panel, without padding, items left out and items after the last. Their
-// rows come from memory while the next panels are scanned: once there are k scores, survivors are
-// scored many at a time.
-void TakeSurvivors(const RankTable& table, RankedQuery* ranked) {
+// rows come from memory while the next panels are scanned, and survivors are scored many at a time;
+// `now`: before the next panel, for the sake of its threshold.
+void TakeSurvivors(const RankTable& table, bool now, RankedQuery* ranked) {
   for (int32_t i = 0; i < ranked->kept; ++i) {
     const int32_t item = ranked->survivors[i];
     if (item < 1 || item >= table.items || IsLeftOut(*ranked->query, item)) continue;
@@ -285,7 +285,9 @@ void TakeSurvivors(const RankTable& table, RankedQuery* ranked) {
     if (ranked->waiting == kMostWaiting) OfferWaiters(table, ranked);
   }
   ranked->kept = 0;
-  if (ranked->heap.size < ranked->heap.capacity && ranked->waiting > 0) OfferWaiters(table, ranked);
+  if ((now || ranked->heap.size < ranked->heap.capacity) && ranked->waiting > 0) {
+    OfferWaiters(table, ranked);
+  }
 }
 
 void OfferCandidates(const RankTable& table, RankedQuery* ranked) {
@@ -342,8 +344,23 @@ int64_t ScatterStep(int64_t panels) {
   }
 }
 
+// Blocks first … end of the table for all queries.
+void RankPanel(const RankTable& table, int64_t groups, int64_t first, int64_t end,
+               int64_t ahead_bytes, bool now, RankedQuery* queries, int64_t count,
+               const int32_t* words) {
+  for (int64_t q = 0; q < count; q += kMostQueries) {
+    const int64_t together = count - q < kMostQueries ? count - q : kMostQueries;
+    BoundPanel(table, groups, first, end, q == 0 ? ahead_bytes : 0, words + q * groups, queries + q,
+               together);
+    for (int64_t j = q; j < q + together; ++j) {
+      if (queries[j].kept > 0) TakeSurvivors(table, now, &queries[j]);
+    }
+  }
+}
+
 void RankTogether(const RankTable& table, int64_t groups, RankedQuery* queries, int64_t count,
                   const int32_t* words) {
+  constexpr int64_t kEarlyPanels = 16;  // the thresholds still rise fast
   const int64_t blocks = (static_cast<int64_t>(table.items) + 15) / 16;
   const int64_t panels = (blocks + kPanelBlocks - 1) / kPanelBlocks;
   const int64_t step = ScatterStep(panels);
@@ -352,14 +369,13 @@ void RankTogether(const RankTable& table, int64_t groups, RankedQuery* queries, 
     const int64_t end = first + kPanelBlocks < blocks ? first + kPanelBlocks : blocks;
     const int64_t next = (panel + step) % panels;
     const int64_t ahead_bytes = (next - panel) * kPanelBlocks * groups * 64;
-    for (int64_t q = 0; q < count; q += kMostQueries) {
-      const int64_t together = count - q < kMostQueries ? count - q : kMostQueries;
-      BoundPanel(table, groups, first, end, q == 0 ? ahead_bytes : 0, words + q * groups,
-                 queries + q, together);
-      for (int64_t j = q; j < q + together; ++j) {
-        if (queries[j].kept > 0) TakeSurvivors(table, &queries[j]);
-      }
+    // Nothing of the first panel is below a threshold of -inf: it is taken in parts, each as long
+    // as those before it.
+    int64_t at = first;
+    for (int64_t part = 1; i == 0 && at + part < end; at += part, part = at - first) {
+      RankPanel(table, groups, at, at + part, ahead_bytes, true, queries, count, words);
     }
+    RankPanel(table, groups, at, end, ahead_bytes, i < kEarlyPanels, queries, count, words);
   }
 }
 
