@@ -2,13 +2,11 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
+
+#include "model/backends/cpu/huge_pages.h"
 
 namespace tim4rec {
-namespace {
-
-constexpr std::align_val_t kAlignment{64};
-
-}  // namespace
 
 BlockedModel::BlockedModel(const kernels::Dims& dims, const kernels::Weights& weights) {
   for (int32_t i = 0; i < dims.layers; ++i) {
@@ -34,14 +32,16 @@ BlockedModel::BlockedModel(const kernels::Dims& dims, const kernels::Weights& we
                                   Store(kernels::RankScales(dims.items)));
 }
 
-void BlockedModel::AlignedDelete::operator()(float* floats) const {
-  ::operator delete(floats, kAlignment);
-}
-
 float* BlockedModel::Store(int64_t floats) {
-  const size_t bytes = sizeof(float) * static_cast<size_t>(floats);
-  storage_.emplace_back(static_cast<float*>(::operator new(bytes, kAlignment)));
-  return storage_.back().get();
+  const size_t bytes = (sizeof(float) * static_cast<size_t>(floats) + 63) / 64 * 64;
+  if (bytes > left_) {
+    left_ = (bytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
+    next_ = static_cast<std::byte*>(AllocateHugePages(left_));
+    if (next_ == nullptr) throw std::bad_alloc();
+    storage_.emplace_back(next_);
+  }
+  left_ -= bytes;
+  return reinterpret_cast<float*>(std::exchange(next_, next_ + bytes));
 }
 
 kernels::BlockedLinear BlockedModel::Block(const float* weights, const float* bias, int64_t inputs,

@@ -2,10 +2,12 @@
 #ifndef TIM4REC_MODEL_BACKENDS_CPU_BLOCKED_MODEL_H_
 #define TIM4REC_MODEL_BACKENDS_CPU_BLOCKED_MODEL_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
+#include "model/backends/cpu/huge_pages.h"
 #include "model/kernels/kernel_set.h"
 
 namespace tim4rec {
@@ -20,11 +22,11 @@ class BlockedModel {
   const kernels::RankTable& items() const { return items_; }
 
  private:
-  struct AlignedDelete {
-    void operator()(float* floats) const;
+  struct Free {
+    void operator()(std::byte* memory) const { FreeHugePages(memory); }
   };
-  using Storage = std::unique_ptr<float, AlignedDelete>;
 
+  // 64-byte aligned. All weights are in one huge page: a step reads them all.
   float* Store(int64_t floats);
   kernels::BlockedLinear Block(const float* weights, const float* bias, int64_t inputs,
                                int64_t outputs);
@@ -32,7 +34,9 @@ class BlockedModel {
 
   std::vector<kernels::BlockedLayer> layers_;
   kernels::RankTable items_;
-  std::vector<Storage> storage_;
+  std::vector<std::unique_ptr<std::byte, Free>> storage_;
+  std::byte* next_ = nullptr;  // in the last of them
+  size_t left_ = 0;            // bytes there
 };
 
 }  // namespace tim4rec

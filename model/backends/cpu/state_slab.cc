@@ -7,25 +7,20 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "model/backends/cpu/huge_pages.h"
 
 namespace tim4rec {
-namespace {
-
-constexpr int64_t kChunkBytes = 1 << 20;
-constexpr std::align_val_t kAlignment{64};
-
-}  // namespace
 
 StateSlab::StateSlab(int64_t record_bytes)
     : record_bytes_(record_bytes),
-      records_per_chunk_(std::max<int64_t>(1, kChunkBytes / record_bytes)) {}
+      records_per_chunk_(std::max<int64_t>(1, int64_t{kHugePageBytes} / record_bytes)) {}
 
 StateSlab::~StateSlab() {
   for (int table = 0; table < kTables; ++table) {
     std::atomic<std::byte*>* entries = tables_[table].load();
     if (entries == nullptr) continue;
     for (int64_t i = 0; i < int64_t{1} << table; ++i) {
-      ::operator delete(entries[i].load(), kAlignment);
+      FreeHugePages(entries[i].load());
     }
     delete[] entries;
   }
@@ -53,8 +48,8 @@ bool StateSlab::Grow() {
     if (entries == nullptr) return false;
     tables_[table].store(entries, std::memory_order_release);
   }
-  const auto bytes = static_cast<size_t>(records_per_chunk_ * record_bytes_);
-  auto* memory = static_cast<std::byte*>(::operator new(bytes, kAlignment, std::nothrow));
+  auto* memory = static_cast<std::byte*>(
+      AllocateHugePages(static_cast<size_t>(records_per_chunk_ * record_bytes_)));
   if (memory == nullptr) return false;
   ChunkEntry(chunk).store(memory, std::memory_order_release);
   for (int64_t i = records_per_chunk_; i > 0; --i) {

@@ -13,7 +13,7 @@
 
 namespace tim4rec {
 
-// Records lie in chunks of about 1 MiB that never move and are kept until the end. Thread-safe;
+// Records lie in chunks of about 2 MiB that never move and are kept until the end. Thread-safe;
 // only Allocate and Release take the mutex.
 class StateSlab {
  public:
