@@ -94,6 +94,8 @@ std::vector<rocksdb::ColumnFamilyDescriptor> ColumnFamilies(const RocksDbStoreOp
   // Most appends ask for keys that are not there.
   events.memtable_prefix_bloom_size_ratio = 0.05;
   events.memtable_whole_key_filtering = true;
+  // A user's events come in the order of their keys: the place of the last one leads to the next.
+  events.memtable_insert_with_hint_prefix_extractor = prefix;
   events.compression = EventCompression();
 
   rocksdb::ColumnFamilyOptions states = FamilyOptions(table, options.write_buffer_bytes);
