@@ -65,7 +65,10 @@ absl::Status Worker::Submit(Job* job) {
   const JobQueue::Refusal refusal =
       queue_.Push(job, job->bulk ? BatchTimes::kUnknown : RowsForNow(absl::Now()), &why);
   if (refusal == JobQueue::Refusal::kNone) {
-    if (waiting_) wake_.notify_one();
+    // One call for many jobs, and not while the woken thread would wait for the lock.
+    const bool wake = std::exchange(waiting_, false);
+    lock.unlock();
+    if (wake) wake_.notify_one();
     return why;
   }
   job->retry_after = std::clamp(online_times_.Estimate(queue_.online().rows, FullBatchRows()),
