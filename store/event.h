@@ -55,6 +55,13 @@ struct Lineage {
   bool operator==(const Lineage&) const = default;
 };
 
+// What retention has removed from the front of a user's log: its first events in fold order. The
+// lineage of what is left continues this one.
+struct Truncation {
+  Lineage lineage;            // of the removed events; log_truncated is true
+  int64_t last_event_ms = 0;  // FoldTimeMs of the last of them
+};
+
 }  // namespace tim4rec
 
 #endif  // TIM4REC_STORE_EVENT_H_

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -19,7 +20,13 @@ enum class Durability {
   kSynced,    // survives both once the call has returned
 };
 
-enum class AppendOutcome { kAdded, kDuplicate };
+enum class AppendOutcome {
+  kAdded,
+  kDuplicate,
+  // Not added: absent, and not behind the user's Truncation, so it may be a repeat of an event that
+  // was removed.
+  kExpired,
+};
 
 struct UserEvents {
   std::string_view user_id;
@@ -46,12 +53,19 @@ class EventLog {
   using Visitor = std::function<bool(std::string_view position, const Event& event)>;
   virtual absl::Status Read(std::string_view user_id, const Visitor& visitor) const = 0;
 
+  // What was removed from the front of the user's log; empty if nothing was. Read visits what is
+  // left.
+  virtual absl::StatusOr<std::optional<Truncation>> ReadTruncation(
+      std::string_view user_id) const = 0;
+
   // Raised when what failed calls wrote may have become part of the log: what was derived from the
   // log before is to be derived anew. Never from within an Append that succeeds.
   virtual uint64_t generation() const = 0;
 
-  // Visits the ids of all users that have events, in key order.
+  // Visits the ids of all users that have events or a truncation, in key order, from the first one
+  // behind `after` (empty: of all) on, until the visitor returns false.
   virtual absl::Status ForEachUser(
+      std::string_view after,
       const std::function<bool(std::string_view user_id)>& visitor) const = 0;
 };
 

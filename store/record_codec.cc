@@ -17,6 +17,9 @@ constexpr char kEventHasId = 1;  // flags of an event value
 constexpr char kEventLate = 2;
 constexpr char kLineageTruncated = 1;  // flags of a lineage
 constexpr std::string_view kStateMagic = "T4RS";
+constexpr FormatVersion kStateFormat{1, 1};  // that of a state or a base by itself
+constexpr size_t kFingerprintBytes = kFingerprintDigits / 2;
+constexpr char kBaseTag = 1;
 constexpr size_t kChecksumBytes = 8;
 
 // Takes fields off the front of a record; a read past the end empties it and is remembered.
@@ -203,13 +206,30 @@ std::string StateKey(std::string_view user_id, std::string_view fingerprint) {
   return key;
 }
 
+std::string BaseKey(std::string_view user_id, std::string_view fingerprint) {
+  return StateKey(user_id, fingerprint) + kBaseTag;
+}
+
+std::string_view FingerprintOfKey(std::string_view key) {
+  if (!UserOfKey(key)) return {};
+  const std::string_view rest = key.substr(UserPrefixBytes(key));
+  const bool base = rest.size() == kFingerprintBytes + 1 && rest.back() == kBaseTag;
+  return base || rest.size() == kFingerprintBytes ? rest.substr(0, kFingerprintBytes)
+                                                  : std::string_view();
+}
+
+bool IsBaseKey(std::string_view key) {
+  return !FingerprintOfKey(key).empty() &&
+         key.size() == UserPrefixBytes(key) + kFingerprintBytes + 1;
+}
+
 void AppendStateValue(std::string_view key, const StateRecord& record, std::string& out) {
   const size_t begin = out.size();
   const Lineage& lineage = record.lineage;
   out.append(kStateMagic);
-  AppendLittleEndian(kFormatVersion, 2, out);
-  AppendLittleEndian(kMinReaderVersion, 2, out);
-  out.append(key.substr(UserPrefixBytes(key)));
+  AppendLittleEndian(kStateFormat.version, 2, out);
+  AppendLittleEndian(kStateFormat.min_reader, 2, out);
+  out.append(FingerprintOfKey(key));
   AppendLittleEndian(record.payload.size(), 8, out);
   AppendLittleEndian(lineage.event_count, 8, out);
   AppendLittleEndian(lineage.hash[0], 8, out);
@@ -222,17 +242,14 @@ void AppendStateValue(std::string_view key, const StateRecord& record, std::stri
 }
 
 bool DecodeState(std::string_view key, std::string_view value, StateRecord& record) {
-  if (!UserOfKey(key) || !TakeChecksum(key, value)) return false;
-  const std::string_view fingerprint = key.substr(UserPrefixBytes(key));
+  const std::string_view fingerprint = FingerprintOfKey(key);
+  if (fingerprint.empty() || !TakeChecksum(key, value)) return false;
   Reader reader(value);
   const bool magic = reader.Bytes(kStateMagic.size()) == kStateMagic;
   reader.LittleEndian(2);  // version: told for people and tools; what matters is the next field
   const uint64_t min_reader = reader.LittleEndian(2);
   if (!magic || min_reader > kFormatVersion) return false;
-  if (fingerprint.size() != kFingerprintDigits / 2 ||
-      reader.Bytes(fingerprint.size()) != fingerprint) {
-    return false;
-  }
+  if (reader.Bytes(fingerprint.size()) != fingerprint) return false;
   const uint64_t payload_bytes = reader.LittleEndian(8);
   Lineage lineage;
   lineage.event_count = reader.LittleEndian(8);
@@ -244,9 +261,42 @@ bool DecodeState(std::string_view key, std::string_view value, StateRecord& reco
   if (!reader.Finished() || (flags & ~uint64_t{kLineageTruncated}) != 0) return false;
   if (!watermark.empty() && !DecodePosition(watermark)) return false;
   lineage.log_truncated = flags == kLineageTruncated;
+  if (IsBaseKey(key) && !lineage.log_truncated) return false;
   lineage.watermark.assign(watermark);
   record.lineage = std::move(lineage);
   record.payload.assign(payload);
+  return true;
+}
+
+void AppendTruncationValue(std::string_view key, const Truncation& truncation, std::string& out) {
+  const size_t begin = out.size();
+  const Lineage& lineage = truncation.lineage;
+  AppendLittleEndian(lineage.event_count, 8, out);
+  AppendLittleEndian(lineage.hash[0], 8, out);
+  AppendLittleEndian(lineage.hash[1], 8, out);
+  AppendLittleEndian(static_cast<uint64_t>(truncation.last_event_ms), 8, out);
+  AppendLittleEndian(lineage.watermark.size(), 2, out);
+  out.append(lineage.watermark);
+  AppendLittleEndian(Checksum(key, std::string_view(out).substr(begin)), 8, out);
+}
+
+bool DecodeTruncation(std::string_view key, std::string_view value, Truncation& truncation) {
+  if (!UserOfKey(key) || UserPrefixBytes(key) != key.size() || !TakeChecksum(key, value)) {
+    return false;
+  }
+  Reader reader(value);
+  Truncation read;
+  Lineage& lineage = read.lineage;
+  lineage.event_count = reader.LittleEndian(8);
+  lineage.hash[0] = reader.LittleEndian(8);
+  lineage.hash[1] = reader.LittleEndian(8);
+  lineage.log_truncated = true;
+  read.last_event_ms = static_cast<int64_t>(reader.LittleEndian(8));
+  lineage.watermark.assign(reader.Bytes(reader.LittleEndian(2)));
+  if (!reader.Finished() || lineage.event_count == 0 || !DecodePosition(lineage.watermark)) {
+    return false;
+  }
+  truncation = std::move(read);
   return true;
 }
 

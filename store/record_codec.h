@@ -15,8 +15,7 @@
 
 namespace tim4rec {
 
-inline constexpr uint32_t kFormatVersion = 1;     // what this program writes
-inline constexpr uint32_t kMinReaderVersion = 1;  // the oldest reader that understands it
+inline constexpr uint32_t kFormatVersion = 2;  // the newest that this program reads and writes
 
 inline constexpr size_t kMaxIdBytes = 256;
 inline constexpr size_t kFingerprintDigits = 32;
@@ -53,15 +52,27 @@ bool DecodeEvent(std::string_view key, std::string_view value, Event& event,
 bool IsFingerprint(std::string_view text);
 // State key: user prefix, the fingerprint's 16 bytes.
 std::string StateKey(std::string_view user_id, std::string_view fingerprint);
+// Key of a base: that of the state, and a tag.
+std::string BaseKey(std::string_view user_id, std::string_view fingerprint);
+// The fingerprint's 16 bytes in the key of a state or a base; empty if it is neither.
+std::string_view FingerprintOfKey(std::string_view key);
+bool IsBaseKey(std::string_view key);
+// Of a state or a base, which have the same value.
 void AppendStateValue(std::string_view key, const StateRecord& record, std::string& out);
 // Checks everything but the payload's meaning; false if anything is wrong.
 bool DecodeState(std::string_view key, std::string_view value, StateRecord& record);
 
+// Truncation: its key is the user prefix alone.
+void AppendTruncationValue(std::string_view key, const Truncation& truncation, std::string& out);
+bool DecodeTruncation(std::string_view key, std::string_view value, Truncation& truncation);
+
 // Value of `meta`'s format key.
 struct FormatVersion {
-  uint32_t version = kFormatVersion;
-  uint32_t min_reader = kMinReaderVersion;
+  uint32_t version = 1;
+  uint32_t min_reader = 1;
 };
+// Of a store with truncations: who overlooked them would fold the rest of a log from zero.
+inline constexpr FormatVersion kTruncatedFormat{2, 2};
 std::string EncodeFormatVersion(const FormatVersion& format);
 std::optional<FormatVersion> DecodeFormatVersion(std::string_view value);
 

@@ -11,52 +11,26 @@
 #include <utility>
 #include <vector>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/escaping.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "absl/strings/strip.h"
-#include "absl/time/clock.h"
-#include "absl/time/time.h"
 #include "rocksdb/db.h"
 #include "rocksdb/env.h"
-#include "rocksdb/transaction_log.h"
 #include "rocksdb/utilities/checkpoint.h"
 #include "rocksdb/write_batch.h"
 #include "store/info_log.h"
 #include "store/record_codec.h"
 #include "store/rocksdb_options.h"
+#include "store/rocksdb_rep.h"
 #include "store/wal_tail.h"
 
 namespace tim4rec {
 namespace {
 
-constexpr char kFormatKey[] = "format";
-constexpr char kProbeKey[] = "probe";
 constexpr char kProbeFile[] = "/PROBE";   // no name of RocksDB's
 constexpr size_t kProbeBytes = 64 << 10;  // opening writes about as much
 constexpr std::chrono::seconds kReopenPatience(1);
-
-absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
-std::string_view StdView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
-
-std::string Quoted(std::string_view id) {
-  return absl::StrCat("'", absl::Utf8SafeCEscape(View(id)), "'");
-}
-
-absl::Status StatusOf(const rocksdb::Status& status, std::string_view action) {
-  if (status.ok()) return absl::OkStatus();
-  const std::string message = absl::StrCat(View(action), ": ", status.ToString());
-  if (status.IsNoSpace() || status.subcode() == rocksdb::Status::kSpaceLimit) {
-    return absl::ResourceExhaustedError(absl::StrCat(message, " (free some disk space)"));
-  }
-  if (status.IsCorruption()) return absl::DataLossError(message);
-  if (status.IsNotSupported()) return absl::FailedPreconditionError(message);
-  if (status.IsInvalidArgument()) return absl::InvalidArgumentError(message);
-  return absl::UnavailableError(message);
-}
 
 absl::Status OpenError(const rocksdb::Status& status, const std::string& dir) {
   const std::string text = status.ToString();
@@ -76,19 +50,6 @@ absl::Status OpenError(const rocksdb::Status& status, const std::string& dir) {
         "store ", dir, " was written by another program or by a newer version (", text, ")"));
   }
   return StatusOf(status, absl::StrCat("open store ", dir));
-}
-
-absl::Status CheckId(std::string_view field, std::string_view id) {
-  if (!id.empty() && id.size() <= kMaxIdBytes) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(View(field), " has ", id.size(), " bytes, expected 1 to ", kMaxIdBytes));
-}
-
-absl::Status CheckStateKey(std::string_view user_id, std::string_view fingerprint) {
-  if (absl::Status id = CheckId("user_id", user_id); !id.ok()) return id;
-  if (IsFingerprint(fingerprint)) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("fingerprint ", Quoted(fingerprint), " is not ",
-                                                 kFingerprintDigits, " lower-case hex digits"));
 }
 
 absl::Status CheckLatePlace(const Event& event) {
@@ -113,16 +74,6 @@ absl::Status CheckEvents(std::span<const UserEvents> batch) {
   return absl::OkStatus();
 }
 
-// The number of a table, a log or a manifest; 0 of other files.
-uint64_t FileNumber(std::string_view file) {
-  absl::string_view name = View(file);
-  absl::ConsumePrefix(&name, "/");
-  uint64_t number = 0;
-  const bool numbered = absl::ConsumePrefix(&name, "MANIFEST-") ||
-                        absl::ConsumeSuffix(&name, ".sst") || absl::ConsumeSuffix(&name, ".log");
-  return numbered && absl::SimpleAtoi(name, &number) ? number : 0;
-}
-
 // After a power loss the new directory itself must still be there, which RocksDB leaves to us.
 rocksdb::Status SyncParent(rocksdb::Env* env, std::string dir) {
   while (dir.size() > 1 && dir.back() == '/') dir.pop_back();
@@ -137,51 +88,34 @@ rocksdb::Status SyncParent(rocksdb::Env* env, std::string dir) {
 
 }  // namespace
 
-struct RocksDbStore::Rep {
-  // Shared by every call that uses the database, exclusive while it is opened anew. It is only ever
-  // tried for exclusively, so that a visitor may call the store again.
-  mutable std::shared_mutex mutex;
-  std::unique_ptr<rocksdb::DB> db;  // null if opening anew has failed
-  std::vector<rocksdb::ColumnFamilyHandle*> families;
+std::string Quoted(std::string_view id) {
+  return absl::StrCat("'", absl::Utf8SafeCEscape(View(id)), "'");
+}
 
-  std::string dir;
-  RocksDbStoreOptions options;
-  bool read_only = false;
-  std::mutex purge_mutex;  // one purge at a time
-  mutable std::atomic<uint64_t> corrupt_states = 0;
-  std::atomic<uint64_t> append_failures = 0;
-  std::atomic<uint64_t> generation = 0;
+absl::Status StatusOf(const rocksdb::Status& status, std::string_view action) {
+  if (status.ok()) return absl::OkStatus();
+  const std::string message = absl::StrCat(View(action), ": ", status.ToString());
+  if (status.IsNoSpace() || status.subcode() == rocksdb::Status::kSpaceLimit) {
+    return absl::ResourceExhaustedError(absl::StrCat(message, " (free some disk space)"));
+  }
+  if (status.IsCorruption()) return absl::DataLossError(message);
+  if (status.IsNotSupported()) return absl::FailedPreconditionError(message);
+  if (status.IsInvalidArgument()) return absl::InvalidArgumentError(message);
+  return absl::UnavailableError(message);
+}
 
-  ~Rep() { Close(); }
-  void Close();
+absl::Status CheckId(std::string_view field, std::string_view id) {
+  if (!id.empty() && id.size() <= kMaxIdBytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(View(field), " has ", id.size(), " bytes, expected 1 to ", kMaxIdBytes));
+}
 
-  // What a call holds; to be used if the status is OK.
-  struct Use {
-    std::shared_lock<std::shared_mutex> lock;
-    absl::Status status;
-  };
-  Use Reading() const;
-  Use Writing() const;
-
-  absl::Status Open();
-  absl::Status WriteProbe();
-  absl::Status OpenAnew(const absl::Status& cause);
-  rocksdb::Status OpenDatabase(const rocksdb::DBOptions& options,
-                               const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors);
-  rocksdb::Status OpenWithoutZeroTails(
-      const rocksdb::DBOptions& options,
-      const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors, rocksdb::Status refused);
-  absl::Status CheckFormat();
-  // Off: returns when none runs any more.
-  rocksdb::Status SetAutoCompactions(bool on);
-  // Until no file is left that the database has done with.
-  rocksdb::Status WaitForDeletions();
-  absl::Status FindPresent(const std::vector<std::string>& keys, std::vector<bool>& present) const;
-  std::unique_ptr<rocksdb::Iterator> UserIterator(ColumnFamily family, const std::string& prefix,
-                                                  const rocksdb::Slice& end) const;
-  absl::Status DeletePrefix(ColumnFamily family, const std::string& prefix,
-                            rocksdb::WriteBatch& batch, uint64_t& count) const;
-};
+absl::Status CheckStateKey(std::string_view user_id, std::string_view fingerprint) {
+  if (absl::Status id = CheckId("user_id", user_id); !id.ok()) return id;
+  if (IsFingerprint(fingerprint)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("fingerprint ", Quoted(fingerprint), " is not ",
+                                                 kFingerprintDigits, " lower-case hex digits"));
+}
 
 void RocksDbStore::Rep::Close() {
   if (db == nullptr) return;
@@ -268,55 +202,8 @@ absl::Status RocksDbStore::Rep::CheckFormat() {
         "store ", dir, " has format version ", format->version, " and needs a program that reads ",
         format->min_reader, ", this one reads up to ", kFormatVersion, ": use a newer program"));
   }
+  truncated = format->version >= kTruncatedFormat.version;
   return absl::OkStatus();
-}
-
-// One that ran beside a CompactRange could move a table down to a level that the latter has found
-// empty, and it would stay as it is.
-rocksdb::Status RocksDbStore::Rep::SetAutoCompactions(bool on) {
-  for (const ColumnFamily family : {kEventsFamily, kStatesFamily}) {
-    rocksdb::Status set =
-        db->SetOptions(families[family], {{"disable_auto_compactions", on ? "false" : "true"}});
-    if (!set.ok()) return set;
-  }
-  uint64_t running = on ? 0 : 1;
-  while (running > 0) {
-    if (!db->GetIntProperty(rocksdb::DB::Properties::kNumRunningCompactions, &running)) break;
-    if (running > 0) absl::SleepFor(absl::Milliseconds(1));
-  }
-  return rocksdb::Status::OK();
-}
-
-// Looks at the directory, since RocksDB's threads delete files on their own, after the change that
-// made them needless is visible. Files that are being written count too: they may be of a
-// compaction that began before.
-rocksdb::Status RocksDbStore::Rep::WaitForDeletions() {
-  constexpr absl::Duration kPatience = absl::Seconds(60);
-  const absl::Time end = absl::Now() + kPatience;
-  std::vector<std::string> live;
-  uint64_t manifest_bytes = 0;
-  if (rocksdb::Status s = db->GetLiveFiles(live, &manifest_bytes, false); !s.ok()) return s;
-  uint64_t newest = 0;  // what is newer was begun after the user was gone
-  for (const std::string& file : live) newest = std::max(newest, FileNumber(file));
-  for (;;) {
-    rocksdb::VectorLogPtr logs;
-    std::vector<rocksdb::Env::FileAttributes> files;
-    rocksdb::Status status = db->GetLiveFiles(live, &manifest_bytes, false);
-    if (status.ok()) status = db->GetSortedWalFiles(logs);
-    if (status.ok()) status = db->GetEnv()->GetChildrenFileAttributes(dir, &files);
-    if (!status.ok()) return status;
-    absl::flat_hash_set<uint64_t> used;
-    for (const std::string& file : live) used.insert(FileNumber(file));
-    for (const auto& log : logs) used.insert(log->LogNumber());
-    // An empty log, such as a new one, is not among those listed, and holds nothing.
-    const bool done = std::none_of(files.begin(), files.end(), [&](const auto& file) {
-      const uint64_t number = FileNumber(file.name);
-      return number > 0 && number <= newest && file.size_bytes > 0 && !used.contains(number);
-    });
-    if (done) return status;
-    if (absl::Now() > end) return rocksdb::Status::TimedOut("old files are still in use");
-    absl::SleepFor(absl::Milliseconds(2));
-  }
 }
 
 // RocksDB does not go on after most failed writes. Opened anew, the log is what the disk has.
@@ -379,7 +266,8 @@ absl::Status RocksDbStore::Rep::DeletePrefix(ColumnFamily family, const std::str
   const rocksdb::Slice end_slice(end);
   auto iterator = UserIterator(family, prefix, end_slice);
   rocksdb::Status status;
-  for (; iterator->Valid() && status.ok(); iterator->Next(), ++count) {
+  for (; iterator->Valid() && status.ok(); iterator->Next()) {
+    if (iterator->key().size() > prefix.size()) ++count;
     status = batch.Delete(families[family], iterator->key());
   }
   if (status.ok()) status = iterator->status();
@@ -455,9 +343,20 @@ absl::StatusOr<std::vector<std::vector<AppendOutcome>>> RocksDbStore::Append(
   for (const UserEvents& user : batch) {
     std::vector<AppendOutcome>& user_outcomes = outcomes.emplace_back();
     user_outcomes.reserve(user.events.size());
+    const auto truncation = rep_->ReadTruncation(user.user_id);
+    if (!truncation.ok()) {
+      rep_->append_failures.fetch_add(1, std::memory_order_relaxed);
+      return truncation.status();
+    }
     for (const Event& event : user.events) {
       const std::string& key = keys[i];
-      const bool absent = !present[i++] && (keys.size() == 1 || added.insert(View(key)).second);
+      const bool stored = present[i++];
+      if (!stored && *truncation &&
+          key.substr(UserPrefixBytes(key)) <= (*truncation)->lineage.watermark) {
+        user_outcomes.push_back(AppendOutcome::kExpired);
+        continue;
+      }
+      const bool absent = !stored && (keys.size() == 1 || added.insert(View(key)).second);
       user_outcomes.push_back(absent ? AppendOutcome::kAdded : AppendOutcome::kDuplicate);
       if (!absent) continue;
       value.clear();
@@ -505,6 +404,7 @@ absl::Status RocksDbStore::Read(std::string_view user_id, const Visitor& visitor
   std::string_view position;
   for (; iterator->Valid(); iterator->Next()) {
     const std::string_view key = StdView(iterator->key());
+    if (key.size() == start.size() && rep_->truncated) continue;  // the truncation
     if (!DecodeEvent(key, StdView(iterator->value()), event, position)) {
       return absl::DataLossError(
           absl::StrCat("user ", Quoted(user_id), ": the stored event with key ",
@@ -524,14 +424,20 @@ absl::Status RocksDbStore::Read(std::string_view user_id, const Visitor& visitor
   return absl::OkStatus();
 }
 
-absl::Status RocksDbStore::ForEachUser(const std::function<bool(std::string_view)>& visitor) const {
+absl::Status RocksDbStore::ForEachUser(std::string_view after,
+                                       const std::function<bool(std::string_view)>& visitor) const {
   const Rep::Use use = rep_->Reading();
   if (!use.status.ok()) return use.status;
   rocksdb::ReadOptions read;
   read.total_order_seek = true;
   std::unique_ptr<rocksdb::Iterator> iterator(
       rep_->db->NewIterator(read, rep_->families[kEventsFamily]));
-  for (iterator->SeekToFirst(); iterator->Valid();) {
+  if (after.empty()) {
+    iterator->SeekToFirst();
+  } else {
+    iterator->Seek(PrefixEnd(UserPrefix(after)));
+  }
+  while (iterator->Valid()) {
     const std::optional<std::string_view> user_id = UserOfKey(StdView(iterator->key()));
     if (!user_id) {
       return absl::DataLossError(absl::StrCat(
@@ -559,10 +465,11 @@ absl::Status RocksDbStore::ForEachState(
     const std::string key_hex = absl::BytesToHexString(View(key));
     StoredState state;
     state.key_hex = key_hex;
-    const std::string_view model = key.substr(UserPrefixBytes(key));
-    if (const auto user_id = UserOfKey(key); user_id && model.size() == kFingerprintDigits / 2) {
-      state.user_id = *user_id;
-      state.fingerprint = std::string_view(key_hex).substr(key_hex.size() - kFingerprintDigits);
+    if (!FingerprintOfKey(key).empty()) {
+      state.user_id = *UserOfKey(key);
+      state.fingerprint =
+          std::string_view(key_hex).substr(2 * UserPrefixBytes(key), kFingerprintDigits);
+      state.base = IsBaseKey(key);
     }
     if (DecodeState(key, StdView(iterator->value()), record)) state.record = &record;
     if (!visitor(state)) return absl::OkStatus();
@@ -629,11 +536,15 @@ absl::Status RocksDbStore::DeleteStates(std::string_view fingerprint) {
     writes.Clear();
     return status.ok();
   };
-  const absl::Status listed = ForEachUser([&](std::string_view user_id) {
+  const absl::Status listed = ForEachUser("", [&](std::string_view user_id) {
     status = CheckStateKey(user_id, fingerprint);
     if (!status.ok()) return false;
-    status = StatusOf(writes.Delete(rep_->families[kStatesFamily], StateKey(user_id, fingerprint)),
-                      "collect states to delete");
+    rocksdb::ColumnFamilyHandle* family = rep_->families[kStatesFamily];
+    rocksdb::Status collected = writes.Delete(family, StateKey(user_id, fingerprint));
+    if (collected.ok() && rep_->truncated) {
+      collected = writes.Delete(family, BaseKey(user_id, fingerprint));
+    }
+    status = StatusOf(collected, "collect states to delete");
     return status.ok() && (writes.Count() < kGroup || flush());
   });
   if (status.ok()) status = listed;
@@ -657,35 +568,6 @@ absl::StatusOr<DeletedUser> RocksDbStore::DeleteUser(std::string_view user_id) {
   write.sync = true;
   if (absl::Status s = StatusOf(rep_->db->Write(write, &writes), "delete user"); !s.ok()) return s;
   return deleted;
-}
-
-absl::Status RocksDbStore::PurgeDeleted(std::string_view user_id) {
-  const Rep::Use use = rep_->Writing();
-  if (!use.status.ok()) return use.status;
-  if (absl::Status id = CheckId("user_id", user_id); !id.ok()) return id;
-  const std::string begin = UserPrefix(user_id);
-  const std::string end = PrefixEnd(begin);
-  const rocksdb::Slice begin_slice(begin);
-  const rocksdb::Slice end_slice(end);
-  const std::lock_guard purge(rep_->purge_mutex);
-  rocksdb::Status status = rep_->SetAutoCompactions(false);
-  const absl::Cleanup resume = [&] { (void)rep_->SetAutoCompactions(true); };
-  // Out of the log into tables; then out of the tables, down to the last level, where tombstones
-  // go too.
-  if (status.ok()) status = rep_->db->Flush({}, rep_->families);
-  rocksdb::CompactRangeOptions compact;
-  compact.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
-  for (const ColumnFamily family : {kEventsFamily, kStatesFamily}) {
-    if (!status.ok()) break;
-    status = rep_->db->CompactRange(compact, rep_->families[family], &begin_slice, &end_slice);
-  }
-  // The manifest names the first and last key of every table. It is begun anew with each change
-  // (max_manifest_file_size), with the state before that change: one more, and it has forgotten.
-  rocksdb::WriteOptions write;
-  if (status.ok()) status = rep_->db->Put(write, rep_->families[kMetaFamily], kProbeKey, "");
-  if (status.ok()) status = rep_->db->Flush({}, rep_->families[kMetaFamily]);
-  if (status.ok()) status = rep_->WaitForDeletions();
-  return StatusOf(status, absl::StrCat("purge what was user ", Quoted(user_id)));
 }
 
 absl::StatusOr<Backup> RocksDbStore::CreateBackup(const std::string& dir) {
@@ -741,6 +623,7 @@ uint64_t RocksDbStore::generation() const { return rep_->generation.load(); }
 
 StoreStats RocksDbStore::stats() const {
   return {.corrupt_states = rep_->corrupt_states.load(std::memory_order_relaxed),
+          .corrupt_bases = rep_->corrupt_bases.load(std::memory_order_relaxed),
           .append_failures = rep_->append_failures.load(std::memory_order_relaxed)};
 }
 

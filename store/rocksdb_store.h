@@ -28,6 +28,7 @@ struct RocksDbStoreOptions {
 
 struct StoreStats {
   uint64_t corrupt_states = 0;   // checkpoints ignored because a check failed
+  uint64_t corrupt_bases = 0;    // bases refused because a check failed
   uint64_t append_failures = 0;  // Append calls that the disk refused
 };
 
@@ -35,6 +36,7 @@ struct StoredState {
   std::string_view user_id;      // empty if the key is malformed
   std::string_view fingerprint;  // of the model, 32 hex digits; empty if the key is malformed
   std::string_view key_hex;
+  bool base = false;                    // no checkpoint, but a base
   const StateRecord* record = nullptr;  // null if a check failed
 };
 
@@ -45,7 +47,16 @@ struct Backup {
 
 struct DeletedUser {
   uint64_t events = 0;
-  uint64_t states = 0;
+  uint64_t states = 0;  // checkpoints and bases
+};
+
+// The first events of a user's log go. All of it was read or folded since the last write of that
+// user.
+struct UserTruncation {
+  std::string_view user_id;
+  Truncation truncation;              // from now on; covers those that went before
+  std::span<const Position> removed;  // the events that go, in any order
+  std::span<const UserState> bases;   // of this user; their lineage is the truncation's
 };
 
 class RocksDbStore final : public EventLog, public StateStore {
@@ -59,13 +70,23 @@ class RocksDbStore final : public EventLog, public StateStore {
   absl::StatusOr<std::vector<std::vector<AppendOutcome>>> Append(std::span<const UserEvents> batch,
                                                                  Durability durability) override;
   absl::Status Read(std::string_view user_id, const Visitor& visitor) const override;
-  absl::Status ForEachUser(const std::function<bool(std::string_view)>& visitor) const override;
+  absl::StatusOr<std::optional<Truncation>> ReadTruncation(std::string_view user_id) const override;
+  absl::Status ForEachUser(std::string_view after,
+                           const std::function<bool(std::string_view)>& visitor) const override;
   uint64_t generation() const override;
   absl::StatusOr<std::optional<StateRecord>> Get(std::string_view user_id,
                                                  std::string_view fingerprint) const override;
+  absl::StatusOr<std::optional<StateRecord>> GetBase(std::string_view user_id,
+                                                     std::string_view fingerprint) const override;
   absl::Status Put(std::span<const UserState> states) override;
   absl::Status Flush() override;
   absl::Status DeleteStates(std::string_view fingerprint) override;
+
+  // Durably and atomically: the truncations are set, their events removed, all checkpoints and
+  // bases of these users replaced by the bases given. INVALID_ARGUMENT for what does not fit
+  // together. Else errors as Append: a failed call may have done all of it once the store is opened
+  // anew.
+  absl::Status Truncate(std::span<const UserTruncation> users);
 
   // Removes the user's events and the states of all models, durably and atomically.
   absl::StatusOr<DeletedUser> DeleteUser(std::string_view user_id);
@@ -76,7 +97,7 @@ class RocksDbStore final : public EventLog, public StateStore {
   // compactions that read one. Safe beside everything.
   absl::Status PurgeDeleted(std::string_view user_id);
 
-  // Visits all checkpoints in key order until the visitor returns false.
+  // Visits all checkpoints and bases in key order until the visitor returns false.
   absl::Status ForEachState(const std::function<bool(const StoredState&)>& visitor) const;
 
   // Makes `dir`, which must not exist (ALREADY_EXISTS) but whose parent must, a store of its own

@@ -1,4 +1,5 @@
-// Checkpoints of states: a view of the event log that may be lost at any time.
+// Checkpoints of states: a view of the event log that may be lost at any time. And bases: what is
+// left of the events that retention removed.
 #ifndef TIM4REC_STORE_STATE_STORE_H_
 #define TIM4REC_STORE_STATE_STORE_H_
 
@@ -36,12 +37,18 @@ class StateStore {
   virtual absl::StatusOr<std::optional<StateRecord>> Get(std::string_view user_id,
                                                          std::string_view fingerprint) const = 0;
 
+  // The fold of the events that retention removed from the user's log, under a model that was
+  // loaded then; empty if there is none. Unlike a checkpoint it cannot be made anew: one that fails
+  // a check is DATA_LOSS naming the user (counted in RocksDbStore::stats().corrupt_bases).
+  virtual absl::StatusOr<std::optional<StateRecord>> GetBase(
+      std::string_view user_id, std::string_view fingerprint) const = 0;
+
   // Replaces checkpoints; not durable before Flush.
   virtual absl::Status Put(std::span<const UserState> states) = 0;
   virtual absl::Status Flush() = 0;
 
-  // Removes the checkpoints of a model, of every user that has events. May take seconds; a crash
-  // meanwhile may leave some.
+  // Removes the checkpoints and bases of a model, of every user that ForEachUser visits. May take
+  // seconds; a crash meanwhile may leave some.
   virtual absl::Status DeleteStates(std::string_view fingerprint) = 0;
 };
 

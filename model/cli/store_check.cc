@@ -19,7 +19,7 @@ class Checker {
 
   absl::Status CheckAll() {
     absl::Status checked;
-    absl::Status listed = store_.ForEachUser([&](std::string_view user_id) {
+    absl::Status listed = store_.ForEachUser("", [&](std::string_view user_id) {
       checked = CheckUser(std::string(user_id));
       return checked.ok();
     });
@@ -33,10 +33,23 @@ class Checker {
     if (!stored.ok()) return stored.status();  // a damaged record is found by CheckStates
     const std::optional<StateRecord>& state = *stored;
 
+    const auto truncation = store_.ReadTruncation(user_id);
+    if (absl::IsDataLoss(truncation.status())) {
+      ++result.users;
+      Fault(user_id, std::string(truncation.status().message()));
+      return absl::OkStatus();
+    }
+    if (!truncation.ok()) return truncation.status();
+
     std::vector<FoldEvent> fold;
     std::optional<size_t> covered;  // how much of `fold` the checkpoint covers
     Lineage lineage;
     FoldPlace last;
+    if (*truncation) {
+      lineage = (*truncation)->lineage;
+      last.position = lineage.watermark;
+      result.removed_events += lineage.event_count;
+    }
     std::set<Position> positions;
     const auto compare = [&] {
       if (state && lineage == state->lineage) covered = fold.size();
@@ -65,21 +78,33 @@ class Checker {
       if (lineage.event_count > 0) ++result.stale_states;
       return absl::OkStatus();
     }
-    return Compare(user_id, *state, std::span(fold).first(*covered));
+    std::string base;
+    if (*truncation) {
+      auto kept = store_.GetBase(user_id, engine_.fingerprint());
+      if (absl::IsDataLoss(kept.status())) return absl::OkStatus();  // found by CheckStates
+      if (!kept.ok()) return kept.status();
+      if (*kept) base = std::move((*kept)->payload);
+    }
+    return Compare(user_id, *state, base, std::span(fold).first(*covered));
   }
 
-  // Every checkpoint record by itself, of one user or (empty) of all.
+  // Every checkpoint and base by itself, of one user or (empty) of all.
   absl::Status CheckStates(std::string_view only_user) {
     absl::Status looked;
     const absl::Status listed = store_.ForEachState([&](const StoredState& state) {
       if (!only_user.empty() && state.user_id != only_user) return true;
       if (state.record == nullptr) {
-        Fault(state.user_id, absl::StrCat("the checkpoint with key ", std::string(state.key_hex),
-                                          " fails its checks"));
+        Fault(state.user_id, absl::StrCat(state.base ? "the base" : "the checkpoint", " with key ",
+                                          std::string(state.key_hex), " fails its checks"));
         return true;
       }
+      if (state.base) {
+        looked = CheckBase(state);
+        return looked.ok();
+      }
       if (state.fingerprint != engine_.fingerprint()) ++result.other_models_states;
-      bool has_events = false;
+      const auto truncation = store_.ReadTruncation(state.user_id);
+      bool has_events = truncation.ok() && truncation->has_value();
       looked = store_.Read(state.user_id, [&](std::string_view, const Event&) {
         has_events = true;
         return false;
@@ -104,6 +129,25 @@ class Checker {
     on_fault_(user_id, fault);
   }
 
+  absl::Status CheckBase(const StoredState& state) {
+    ++result.bases;
+    const auto truncation = store_.ReadTruncation(state.user_id);
+    if (absl::IsDataLoss(truncation.status())) return absl::OkStatus();  // told by CheckUser
+    if (!truncation.ok()) return truncation.status();
+    const std::string model(state.fingerprint);
+    const bool ours = state.fingerprint == engine_.fingerprint();
+    if (!*truncation || !((*truncation)->lineage == state.record->lineage)) {
+      Fault(state.user_id,
+            absl::StrCat("the base of model ", model, " covers ", state.record->lineage.event_count,
+                         " events that are not those that retention removed"));
+    } else if (const auto bytes = static_cast<size_t>(engine_.backend().state_bytes());
+               ours && state.record->payload.size() != bytes) {
+      Fault(state.user_id, absl::StrCat("the base of model ", model, " has ",
+                                        state.record->payload.size(), " bytes, not ", bytes));
+    }
+    return absl::OkStatus();
+  }
+
   void CheckPlace(const std::string& user_id, std::string_view position, const Event& event,
                   FoldPlace* last, std::set<Position>* positions) {
     const auto named = [&] {
@@ -117,9 +161,12 @@ class Checker {
     *last = std::move(place);
   }
 
-  absl::Status Compare(const std::string& user_id, const StateRecord& state,
+  absl::Status Compare(const std::string& user_id, const StateRecord& state, std::string_view base,
                        std::span<const FoldEvent> events) {
-    const auto folded = FoldFromZero(engine_, events);
+    if (!base.empty() && base.size() != static_cast<size_t>(engine_.backend().state_bytes())) {
+      return absl::OkStatus();  // found by CheckStates
+    }
+    const auto folded = FoldFrom(engine_, base, events);
     if (!folded.ok()) return folded.status();
     const std::string difference = FirstDifference(engine_.config(), *folded, state.payload);
     if (difference.empty()) {

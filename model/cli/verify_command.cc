@@ -37,9 +37,10 @@ absl::Status RunVerify(const VerifyArguments& arguments) {
   if (!checked.ok()) return checked.status();
   if (std::fflush(stdout) != 0) return absl::UnavailableError("cannot write to standard output");
   Say(absl::StrCat(checked->users, " users, ", checked->events, " events (", checked->unknown_items,
-                   " of items that the model does not know)"));
+                   " of items that the model does not know); retention removed ",
+                   checked->removed_events, " more and left ", checked->bases, " bases"));
   Say(absl::StrCat("checkpoints: ", checked->equal_states, " equal the fold of the log, ",
-                   checked->stale_states, " are older than a late event and are not used, ",
+                   checked->stale_states, " do not match it and are not used, ",
                    checked->other_models_states, " are of other models"));
   if (checked->faults == 0) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat(checked->faults, " faults in ", arguments.store));

@@ -81,17 +81,26 @@ std::string IndexText(const Field& field, int64_t index) {
 
 }  // namespace
 
-absl::StatusOr<std::string> FoldFromZero(const Engine& engine, std::span<const FoldEvent> events) {
+absl::StatusOr<std::string> FoldFrom(const Engine& engine, std::string_view base,
+                                     std::span<const FoldEvent> events) {
   Backend& backend = engine.backend();
   const auto slot = backend.Allocate();
   if (!slot.ok()) return slot.status();
   const absl::Cleanup release = [&] { backend.Release(*slot); };
+  if (!base.empty()) {
+    absl::Status imported = backend.Import(*slot, std::as_bytes(std::span(base)));
+    if (!imported.ok()) return imported;
+  }
   const Run run{*slot, events};
   if (absl::Status folded = backend.Advance({&run, 1}); !folded.ok()) return folded;
   std::string record(static_cast<size_t>(backend.state_bytes()), '\0');
   absl::Status exported = backend.Export(*slot, std::as_writable_bytes(std::span(record)));
   if (!exported.ok()) return exported;
   return record;
+}
+
+absl::StatusOr<std::string> FoldFromZero(const Engine& engine, std::span<const FoldEvent> events) {
+  return FoldFrom(engine, "", events);
 }
 
 std::string FirstDifference(const ModelConfig& config, std::string_view expected,

@@ -11,8 +11,10 @@
 
 namespace tim4rec {
 
-// The state record that folding these events from the empty state gives. Errors: Allocate's and
-// Advance's.
+// The state record that folding these events into `base`, a state record or (empty) the empty
+// state, gives. Errors: Allocate's, Import's and Advance's.
+absl::StatusOr<std::string> FoldFrom(const Engine& engine, std::string_view base,
+                                     std::span<const FoldEvent> events);
 absl::StatusOr<std::string> FoldFromZero(const Engine& engine, std::span<const FoldEvent> events);
 
 // Where `actual` first differs from `expected`, which is a state record of that model: the field or

@@ -56,6 +56,17 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(const char* key, const std:
   return server;
 }
 
+RetentionPolicy RetentionOf(const ServerConfig& config) {
+  return {config.store.max_events_per_user, absl::Milliseconds(config.store.event_ttl_ms)};
+}
+
+// An event is removed at most about this long after its time to live has ended, and a user has at
+// most eight cuts in that time.
+absl::Duration SweepInterval(absl::Duration event_ttl) {
+  if (event_ttl == absl::ZeroDuration()) return absl::Hours(24);
+  return std::clamp(event_ttl / 8, absl::Seconds(1), absl::Hours(24));
+}
+
 int WorkerCount(const ServerConfig& config) {
   if (config.pipeline.workers > 0) return static_cast<int>(config.pipeline.workers);
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
@@ -98,6 +109,9 @@ absl::Status Server::Rep::OpenConfiguredModel() {
   auto opened = OpenModel(config.model.dir, "", BuiltinBackends(), config.model.backend);
   if (!opened.ok()) return Named("model", opened.status());
   const LoadedModel& model = **opened;
+  if (RetentionOf(config).on()) {
+    if (absl::Status exact = CheckExact(model); !exact.ok()) return exact;
+  }
   const Backend& backend = model.engine->backend();
   metrics.SetModel(model.name(), model.fingerprint(), model.variant(), std::string(backend.name()));
   Log(LogLevel::kInfo, "model ready",
@@ -121,8 +135,11 @@ absl::Status Server::Rep::OpenStore() {
   if (absl::Status writable = store->CheckWritable(); !writable.ok()) {
     return Named("store", writable);
   }
-  metrics.OnScrape(
-      [this] { metrics.corrupt_states->Set(static_cast<double>(store->stats().corrupt_states)); });
+  metrics.OnScrape([this] {
+    const StoreStats stats = store->stats();
+    metrics.corrupt_states->Set(static_cast<double>(stats.corrupt_states));
+    metrics.corrupt_bases->Set(static_cast<double>(stats.corrupt_bases));
+  });
   return absl::OkStatus();
 }
 
@@ -139,12 +156,16 @@ void Server::Rep::StartPipeline() {
   options.late_policy = config.pipeline.late_policy == "append"   ? LatePolicy::kAppend
                         : config.pipeline.late_policy == "reject" ? LatePolicy::kReject
                                                                   : LatePolicy::kRefold;
+  options.retention = RetentionOf(config);
+  options.sweep_interval = SweepInterval(options.retention.event_ttl);
   options.clock = absl::Now;
   pipeline = std::make_unique<Pipeline>(
       options,
-      PipelineDeps{models.get(), store.get(), store.get(),
-                   [this](std::string_view user) { return store->DeleteUser(user); },
-                   [this](std::string_view user) { return store->PurgeDeleted(user); }, &metrics});
+      PipelineDeps{
+          models.get(), store.get(), store.get(),
+          [this](std::string_view user) { return store->DeleteUser(user); },
+          [this](std::string_view user) { return store->PurgeDeleted(user); }, &metrics,
+          [this](std::span<const UserTruncation> users) { return store->Truncate(users); }});
   service_deps = {models.get(), pipeline.get(), &metrics,
                   RequestLimits{config.limits.max_clock_skew_ms, config.limits.max_interactions,
                                 config.limits.max_item_ids, config.limits.max_stream_batches,
@@ -164,7 +185,8 @@ absl::Status Server::Rep::StartGrpc() {
 
 absl::Status Server::Rep::StartAdmin() {
   swap = std::make_unique<ModelSwap>(
-      ModelSwap::Options{config.model.backend, absl::Milliseconds(config.model.keep_states_ms)},
+      ModelSwap::Options{config.model.backend, absl::Milliseconds(config.model.keep_states_ms),
+                         RetentionOf(config).on()},
       ModelSwap::Deps{models.get(), pipeline.get(), store.get(), &metrics, &BuiltinBackends()});
   admin_service = std::make_unique<AdminService>(
       AdminDeps{service_deps, swap.get(), config.ToYaml(),

@@ -31,6 +31,8 @@ void VisitKeys(Config& c, Visitor&& visit) {
   visit("store.dir", c.store.dir);
   visit("store.block_cache_bytes", c.store.block_cache_bytes);
   visit("store.write_buffer_bytes", c.store.write_buffer_bytes);
+  visit("store.max_events_per_user", c.store.max_events_per_user);
+  visit("store.event_ttl_ms", c.store.event_ttl_ms);
   visit("pipeline.workers", c.pipeline.workers);
   visit("pipeline.queue_rows", c.pipeline.queue_rows);
   visit("pipeline.queue_bytes", c.pipeline.queue_bytes);
@@ -122,6 +124,8 @@ absl::Status ServerConfig::Validate() const {
   range("model.keep_states_ms", model.keep_states_ms, 0, kYearMs);
   range("store.block_cache_bytes", store.block_cache_bytes, 1 << 20, kTebi);
   range("store.write_buffer_bytes", store.write_buffer_bytes, 64 << 10, kTebi);
+  range("store.max_events_per_user", store.max_events_per_user, 0, kTebi);
+  range("store.event_ttl_ms", store.event_ttl_ms, 0, 100 * kYearMs);
   range("pipeline.workers", pipeline.workers, 0, 1024);
   range("pipeline.queue_rows", pipeline.queue_rows, 1, 1 << 24);
   range("pipeline.queue_bytes", pipeline.queue_bytes, 1024, kTebi);

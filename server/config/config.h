@@ -30,6 +30,8 @@ struct ServerConfig {
     std::string dir;
     int64_t block_cache_bytes = 268435456;
     int64_t write_buffer_bytes = 67108864;
+    int64_t max_events_per_user = 0;
+    int64_t event_ttl_ms = 0;
   } store;
 
   struct Pipeline {

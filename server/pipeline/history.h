@@ -1,4 +1,4 @@
-// A user's event log read for folding.
+// A user's event log read for folding: what is left of it, and what it is folded into.
 #ifndef TIM4REC_SERVER_PIPELINE_HISTORY_H_
 #define TIM4REC_SERVER_PIPELINE_HISTORY_H_
 
@@ -13,15 +13,19 @@
 
 #include "absl/status/statusor.h"
 #include "model/engine/backend.h"
-#include "model/weights/package.h"
+#include "server/pipeline/models.h"
 #include "store/event_log.h"
+#include "store/state_store.h"
 
 namespace tim4rec {
 
 struct UserHistory {
-  Lineage lineage;              // of all events read
-  int64_t first_event_ms = 0;   // the least timestamp; 0 if there is no event
-  int64_t last_event_ms = 0;    // the greatest; 0 if there is no event
+  Lineage lineage;              // of the events that retention removed and all events read
+  uint64_t removed = 0;         // events that retention removed
+  int64_t first_event_ms = 0;   // the least timestamp of those read; 0 if there is none
+  int64_t last_event_ms = 0;    // the greatest, removed ones included; 0 if there is none
+  std::string base;             // state record that `fold` goes on from; empty: the empty state
+  size_t base_folds = 0;        // events of known items behind `base`
   std::vector<FoldEvent> fold;  // events of known items, in fold order
   // Length of `fold` at the end of the prefix that `checkpoint` covers; absent if the log has no
   // such prefix.
@@ -38,9 +42,21 @@ struct HistoryRequest {
   const std::unordered_set<Position>* added = nullptr;  // or null
 };
 
-// Errors: the log's.
-absl::StatusOr<UserHistory> ReadHistory(const EventLog& log, const ItemCatalog& catalog,
-                                        const HistoryRequest& request);
+// Errors: the log's and GetBase's; DATA_LOSS if the base does not fit the log; OUT_OF_RANGE if
+// `until_ms` lies before the last event that retention removed; FAILED_PRECONDITION if the log is
+// truncated and the model, with its bases, was unloaded.
+absl::StatusOr<UserHistory> ReadHistory(const EventLog& log, const StateStore& states,
+                                        const LoadedModel& model, const HistoryRequest& request);
+
+// The payload of the user's base under a model; empty if it has none. Errors: as ReadHistory.
+absl::StatusOr<std::string> ReadBase(const StateStore& states, const LoadedModel& model,
+                                     std::string_view user_id, const Truncation& truncation);
+
+// Puts a history's base into a new slot; releases the slot if that fails.
+absl::Status ImportBase(std::string_view base, Backend& backend, Slot slot);
+
+// How many events a state record was folded from.
+size_t FoldedEvents(std::string_view state_record);
 
 // What ReadHistory would read if a new user had recorded these events, in any order, in one
 // request, up to `until_ms`.

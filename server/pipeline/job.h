@@ -18,7 +18,14 @@
 
 namespace tim4rec {
 
-enum class EventOutcome { kApplied, kDuplicate, kLateRefolded, kUnknownItem, kLateRejected };
+enum class EventOutcome {
+  kApplied,
+  kDuplicate,
+  kLateRefolded,
+  kUnknownItem,
+  kLateRejected,
+  kExpired,  // as AppendOutcome::kExpired
+};
 
 // Where a state came from; kColdStart: no event of an item that the model knows.
 enum class Tier { kHot, kStored, kRebuilt, kColdStart };
@@ -28,7 +35,7 @@ struct RecordCommand {
   Durability durability = Durability::kBuffered;
 
   std::vector<EventOutcome> outcomes;  // answer, one per event
-  uint64_t state_version = 0;          // answer: events in the user's log
+  uint64_t state_version = 0;          // answer: events stored, removed ones included
   int64_t last_event_ms = 0;           // answer: what a kLateRejected event lies before
 };
 
@@ -59,7 +66,8 @@ struct GetUserCommand {
 
   // Answer.
   Lineage lineage;
-  int64_t first_event_ms = 0;  // 0 if there is no event
+  uint64_t removed = 0;        // by retention, of the events that the lineage covers
+  int64_t first_event_ms = 0;  // of the log; 0 if it has no event
   int64_t last_event_ms = 0;
   Tier tier = Tier::kColdStart;
   std::vector<Event> events;  // oldest first

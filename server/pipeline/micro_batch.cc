@@ -122,6 +122,12 @@ absl::StatusOr<MicroBatch::LogEnd> MicroBatch::ReadEnd(const UserWork& work) con
     for (const Event& event : job->record->events) wanted.insert(PositionOf(event));
   }
   LogEnd end;
+  const auto truncation = deps_.log->ReadTruncation(work.user_id);
+  if (!truncation.ok()) return truncation.status();
+  if (*truncation) {
+    end.removed_up_to = (*truncation)->lineage.watermark;
+    end.last = {end.removed_up_to, 0};
+  }
   const absl::Status read =
       deps_.log->Read(work.user_id, [&](std::string_view position, const Event& event) {
         const Position own(position);
@@ -138,7 +144,7 @@ void MicroBatch::PlaceLate(RecordCommand* record, LogEnd* end) const {
   Position last_after = end->last.position;
   for (size_t e = 0; e < record->events.size(); ++e) {
     Position position = PositionOf(record->events[e]);
-    if (end->stored.contains(position)) continue;
+    if (position <= end->removed_up_to || end->stored.contains(position)) continue;
     if (position < end->last.position) {
       late.emplace_back(std::move(position), e);
       continue;
@@ -208,7 +214,9 @@ absl::Status MicroBatch::Append(std::span<const RecordAppend> appends, Durabilit
     size_t next = 0;  // in what was appended
     for (size_t e = 0; e < record.events.size(); ++e) {
       if (record.outcomes[e] == EventOutcome::kLateRejected) continue;
-      if ((*appended)[i][next++] == AppendOutcome::kDuplicate) continue;
+      const AppendOutcome outcome = (*appended)[i][next++];
+      if (outcome == AppendOutcome::kExpired) record.outcomes[e] = EventOutcome::kExpired;
+      if (outcome != AppendOutcome::kAdded) continue;
       appends[i].work->added.push_back(
           {PositionOf(record.events[e]), &record.events[e], &record.outcomes[e]});
     }
@@ -256,6 +264,7 @@ void MicroBatch::PrepareUser(UserWork* work) {
     if (work->resident != nullptr) deps_.residents->Drop(std::exchange(work->resident, nullptr));
     return;
   }
+  if (work->resident != nullptr) deps_.retention->Consider(*work->resident);
   if (work->resident == nullptr || work->resident->folded == 0) work->tier = Tier::kColdStart;
   switch (work->tier) {
     case Tier::kHot:
@@ -284,7 +293,7 @@ absl::Status MicroBatch::LoadUser(UserWork* work) {
   std::unordered_set<Position> added;
   for (const AddedEvent& event : work->added) added.insert(event.position);
   const ItemCatalog& catalog = work->model->engine->catalog();
-  auto history = ReadHistory(*deps_.log, catalog,
+  auto history = ReadHistory(*deps_.log, *deps_.states, *work->model,
                              {.user_id = work->user_id,
                               .checkpoint = checkpoint == nullptr ? nullptr : &checkpoint->lineage,
                               .added = &added});
@@ -338,7 +347,7 @@ absl::Status MicroBatch::UpdateResident(UserWork* work) {
                          ? EventOutcome::kLateRefolded
                          : EventOutcome::kApplied;
   }
-  auto history = ReadHistory(*deps_.log, catalog,
+  auto history = ReadHistory(*deps_.log, *deps_.states, *work->model,
                              {.user_id = work->user_id, .checkpoint = &resident->lineage});
   if (!history.ok()) {
     deps_.metrics->failed_read->Increment();
@@ -405,27 +414,34 @@ void MicroBatch::AddRead(Read read) {
   if (reads_.back().past) reads_.back().seen = &reads_.back().past_seen;
 }
 
+absl::Status MicroBatch::PastError(const char* field, const absl::Status& status) const {
+  if (absl::IsOutOfRange(status)) {
+    return absl::OutOfRangeError(absl::StrCat(field, ": ", status.message()));
+  }
+  deps_.metrics->failed_read->Increment();
+  return status;
+}
+
 absl::Status MicroBatch::PreparePastRead(Read* read) {
   const RecommendCommand& command = *read->job->recommend;
-  auto history = ReadHistory(*deps_.log, read->model->engine->catalog(),
+  auto history = ReadHistory(*deps_.log, *deps_.states, *read->model,
                              {.user_id = read->job->user_id, .until_ms = *command.as_of_ms});
-  if (!history.ok()) {
-    deps_.metrics->failed_read->Increment();
-    return history.status();
-  }
+  if (!history.ok()) return PastError("as_of_ms", history.status());
   return ReadFrom(*std::move(history), read);
 }
 
 absl::Status MicroBatch::ReadFrom(UserHistory history, Read* read) {
   RecommendCommand& command = *read->job->recommend;
   command.state_version = history.lineage.event_count;
-  command.event_count = history.fold.size();
+  command.event_count = history.base_folds + history.fold.size();
   command.last_event_ms = history.last_event_ms;
-  command.tier = history.fold.empty() ? Tier::kColdStart : Tier::kRebuilt;
+  command.tier = command.event_count == 0 ? Tier::kColdStart : Tier::kRebuilt;
   read->past_seen = SeenItems(history.fold);
-  if (history.fold.empty()) return absl::OkStatus();
+  if (command.event_count == 0) return absl::OkStatus();
   absl::StatusOr<Slot> slot = read->model->engine->backend().Allocate();
   if (!slot.ok()) return slot.status();
+  absl::Status based = ImportBase(history.base, read->model->engine->backend(), *slot);
+  if (!based.ok()) return based;
   read->slot = *slot;
   read->pending = std::move(history.fold);
   return absl::OkStatus();
@@ -542,14 +558,14 @@ void MicroBatch::ReadUser(const UserWork& work, Job* job) {
   HistoryRequest request{.user_id = work.user_id};
   if (command.at_ms) request.until_ms = *command.at_ms;
   if (checkpoint) request.checkpoint = &checkpoint->lineage;
-  auto history = ReadHistory(*deps_.log, work.model->engine->catalog(), request);
+  auto history = ReadHistory(*deps_.log, *deps_.states, *work.model, request);
   if (!history.ok()) {
-    deps_.metrics->failed_read->Increment();
-    job->status = history.status();
+    job->status = PastError("at_ms", history.status());
     return;
   }
-  const uint64_t count = history->lineage.event_count;
-  command.tier = history->fold.empty() ? Tier::kColdStart
+  const uint64_t count = history->lineage.event_count - history->removed;
+  command.removed = history->removed;
+  command.tier = history->base_folds + history->fold.size() == 0 ? Tier::kColdStart
                  : !command.at_ms && deps_.residents->Peek(*work.model, work.user_id) != nullptr
                      ? Tier::kHot
                  : history->checkpoint_folds ? Tier::kStored
@@ -588,6 +604,9 @@ void MicroBatch::Count(const RecordCommand& record) const {
       case EventOutcome::kLateRejected:
         deps_.metrics->events_rejected->Increment();
         break;
+      case EventOutcome::kExpired:
+        deps_.metrics->events_expired->Increment();
+        break;
     }
   }
 }
@@ -605,7 +624,7 @@ std::vector<Job*> MicroBatch::Finish() {
       if (job->get_user) ReadUser(work, job);
       if (job->verify_user) {
         job->status =
-            VerifyUser(*work.model->engine, *deps_.log, *deps_.states, work.user_id,
+            VerifyUser(*work.model, *deps_.log, *deps_.states, work.user_id,
                        deps_.residents->Peek(*work.model, work.user_id), &*job->verify_user);
       }
       if (!job->record) continue;

@@ -19,6 +19,7 @@
 #include "server/pipeline/models.h"
 #include "server/pipeline/pipeline.h"
 #include "server/pipeline/residents.h"
+#include "server/pipeline/retention.h"
 #include "server/telemetry/metrics.h"
 #include "store/event_log.h"
 #include "store/state_store.h"
@@ -37,6 +38,7 @@ class MicroBatch {
     StateStore* states;
     Metrics* metrics;
     Residents* residents;
+    Retention* retention;  // told of logs that have grown too long
     LatePolicy late_policy = LatePolicy::kRefold;
   };
   MicroBatch(const Deps& deps, int64_t now_ms);
@@ -93,6 +95,7 @@ class MicroBatch {
 
   // The end of a user's log and which of a batch's events are in it.
   struct LogEnd {
+    Position removed_up_to;  // what is not behind it was removed, or is refused as expired
     FoldPlace last;
     std::unordered_set<Position> stored;
   };
@@ -111,6 +114,8 @@ class MicroBatch {
   absl::Status UpdateResident(UserWork* work);
   void PrepareRead(UserWork* work, Job* job);
   void PrepareHistoryRead(Job* job);
+  // What a read of the past by that field of the request fails with.
+  absl::Status PastError(const char* field, const absl::Status& status) const;
   absl::Status PreparePastRead(Read* read);
   static absl::Status ReadFrom(UserHistory history, Read* read);
   void AddRead(Read read);

@@ -25,6 +25,9 @@ absl::StatusOr<ModelHandle> ModelSwap::Load(const std::string& directory, const 
                            if (added.ok()) listed = std::move(opened);
                            return added;
                          });
+  if (model.ok() && options_.exact_only) {
+    if (absl::Status exact = CheckExact(**model); !exact.ok()) model = exact;
+  }
   if (!model.ok()) {
     if (listed != nullptr) deps_.models->Remove(listed.get());
     return model.status();

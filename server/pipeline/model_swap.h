@@ -25,6 +25,8 @@ class ModelSwap {
     std::string backend = "auto";  // for models that name none
     // How long the states of a model that served before stay in memory, for an instant way back.
     absl::Duration keep_states_for = absl::Hours(1);
+    // Load refuses a model on a backend whose folds may not be stored, since retention must.
+    bool exact_only = false;
   };
   // All outlive it.
   struct Deps {
@@ -37,7 +39,8 @@ class ModelSwap {
   ModelSwap(Options options, const Deps& deps) : options_(std::move(options)), deps_(deps) {}
 
   // Opens the package, checks its probe and lists the model; it serves requests that name it.
-  // ALREADY_EXISTS if a model of the same fingerprint is loaded; else as OpenModel.
+  // ALREADY_EXISTS if a model of the same fingerprint is loaded, FAILED_PRECONDITION for a backend
+  // that is not exact where it must be; else as OpenModel.
   absl::StatusOr<ModelHandle> Load(const std::string& directory, const std::string& name,
                                    const std::string& backend);
 

@@ -10,6 +10,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "server/pipeline/purger.h"
+#include "server/pipeline/retention_sweep.h"
 #include "server/pipeline/worker.h"
 
 namespace tim4rec {
@@ -33,6 +34,12 @@ Pipeline::Pipeline(const PipelineOptions& options, const PipelineDeps& deps)
         std::make_unique<Worker>(i, std::max<int64_t>(1, options.max_resident_users / workers),
                                  options, deps, purger_.get()));
   }
+  if (!options.retention.on()) return;
+  sweep_ = std::make_unique<RetentionSweep>(
+      RetentionSweep::Options{options.retention, options.sweep_interval, options.clock}, deps.log,
+      deps.metrics, [this](std::string_view user_id) {
+        return workers_[PartitionOf(user_id) % workers_.size()]->OfferCut(user_id);
+      });
 }
 
 Pipeline::~Pipeline() { (void)Drain(); }
@@ -74,6 +81,7 @@ std::vector<std::shared_ptr<Order>> Pipeline::Post(const ModelHandle& from, cons
 }
 
 absl::Status Pipeline::Drain() {
+  sweep_.reset();
   for (const auto& worker : workers_) worker->Close();
   for (const auto& worker : workers_) worker->Join();
   purger_.reset();

@@ -22,6 +22,7 @@
 #include "absl/time/time.h"
 #include "server/pipeline/job.h"
 #include "server/pipeline/models.h"
+#include "server/pipeline/retention.h"
 #include "server/telemetry/metrics.h"
 #include "store/event_log.h"
 #include "store/state_store.h"
@@ -45,7 +46,9 @@ struct PipelineOptions {
   absl::Duration checkpoint_interval = absl::Seconds(30);  // zero: on eviction and drain only
   int64_t checkpoint_group = 8;                            // states per StateStore::Put
   LatePolicy late_policy = LatePolicy::kRefold;
-  std::function<absl::Time()> clock;  // required; any thread
+  RetentionPolicy retention;
+  absl::Duration sweep_interval = absl::Hours(24);  // at most one look at each user in that time
+  std::function<absl::Time()> clock;                // required; any thread
 };
 
 // All outlive the pipeline.
@@ -57,6 +60,8 @@ struct PipelineDeps {
   std::function<absl::Status(std::string_view user_id)>
       purge_user;  // after delete_user; any thread
   Metrics* metrics;
+  // Required if there is retention; any worker's thread.
+  std::function<absl::Status(std::span<const UserTruncation>)> truncate = nullptr;
 };
 
 inline constexpr uint64_t kPartitions = 256;
@@ -65,6 +70,7 @@ inline constexpr uint64_t kPartitions = 256;
 uint64_t PartitionOf(std::string_view user_id);
 
 class Purger;
+class RetentionSweep;
 class Worker;
 struct Order;
 
@@ -103,7 +109,8 @@ class Pipeline {
   StateStore* states_;
   std::unique_ptr<Purger> purger_;
   std::vector<std::unique_ptr<Worker>> workers_;
-  std::atomic<uint64_t> histories_ = 0;  // jobs of nobody in particular: dealt out in turn
+  std::atomic<uint64_t> histories_ = 0;    // jobs of nobody in particular: dealt out in turn
+  std::unique_ptr<RetentionSweep> sweep_;  // if there is retention
 };
 
 }  // namespace tim4rec

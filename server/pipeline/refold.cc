@@ -65,7 +65,7 @@ absl::Status Refold::Begin(const std::string& user_id, Resident* resident) {
     if (checkpoint) prefix = &checkpoint->lineage;
   }
   auto history =
-      ReadHistory(*deps_.log, to_->engine->catalog(), {.user_id = user_id, .checkpoint = prefix});
+      ReadHistory(*deps_.log, *deps_.states, *to_, {.user_id = user_id, .checkpoint = prefix});
   // A log that cannot be read is answered for when the user is asked for.
   if (!history.ok() || history->lineage.event_count == 0) return absl::OkStatus();
   if (resident != nullptr) return deps_.residents->Update(resident, *std::move(history)).status();

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstring>
 #include <functional>
 #include <span>
 #include <utility>
@@ -14,16 +13,14 @@ namespace {
 
 // Whether a checkpoint's state record says that it was folded from that many events.
 bool FoldedFrom(const std::string& payload, size_t folds, int64_t state_bytes) {
-  if (static_cast<int64_t>(payload.size()) != state_bytes) return false;
-  int64_t folded = 0;
-  std::memcpy(&folded, payload.data() + sizeof(int64_t), sizeof folded);
-  return folded == static_cast<int64_t>(folds);
+  return static_cast<int64_t>(payload.size()) == state_bytes && FoldedEvents(payload) == folds;
 }
 
 // Makes the resident cover a history whose first `folded` events are in its slot.
 void Cover(UserHistory history, size_t folded, Resident* resident) {
   resident->lineage = std::move(history.lineage);
-  resident->folded = history.fold.size();
+  resident->folded = history.base_folds + history.fold.size();
+  resident->removed = history.removed;
   resident->last_event_ms = history.last_event_ms;
   resident->seen = SeenItems(history.fold);
   resident->behind = false;
@@ -80,7 +77,8 @@ absl::StatusOr<Loaded> Residents::Load(const ModelHandle& model, std::string_vie
   if (checkpoint != nullptr) {
     const bool fits =
         history.checkpoint_folds.has_value() &&
-        FoldedFrom(checkpoint->payload, *history.checkpoint_folds, backend.state_bytes()) &&
+        FoldedFrom(checkpoint->payload, history.base_folds + *history.checkpoint_folds,
+                   backend.state_bytes()) &&
         backend.Import(*slot, std::as_bytes(std::span(checkpoint->payload))).ok();
     if (fits) {
       folded = *history.checkpoint_folds;
@@ -90,6 +88,10 @@ absl::StatusOr<Loaded> Residents::Load(const ModelHandle& model, std::string_vie
     }
   }
 
+  if (absl::Status based = ImportBase(tier == Tier::kStored ? "" : history.base, backend, *slot);
+      !based.ok()) {
+    return based;
+  }
   ModelStates& states = models_[model.get()];
   states.model = model;
   const auto [entry, inserted] = states.users.try_emplace(std::string(user_id));
@@ -116,6 +118,8 @@ absl::StatusOr<bool> Residents::Update(Resident* resident, UserHistory history) 
     Backend& backend = resident->model->engine->backend();
     absl::StatusOr<Slot> slot = backend.Allocate();
     if (!slot.ok()) return slot.status();
+    absl::Status based = ImportBase(history.base, backend, *slot);
+    if (!based.ok()) return based;
     backend.Release(std::exchange(resident->slot, *slot));
   }
   Cover(std::move(history), folded, resident);
@@ -148,6 +152,27 @@ void Residents::NoteEvents(const LoadedModel& model, std::string_view user_id,
     } else {
       resident->behind = true;
     }
+  }
+}
+
+void Residents::NoteTruncation(std::string_view user_id, uint64_t removed,
+                               std::span<const Event> rest) {
+  for (auto& [model, states] : models_) {
+    Resident* resident = Find(*model, user_id);
+    if (resident == nullptr) continue;
+    if (resident->behind || !resident->pending.empty() || model->unloaded) {
+      Drop(resident);
+      continue;
+    }
+    std::vector<FoldEvent> fold;
+    for (const Event& event : rest) {
+      const auto item = model->engine->catalog().Find(event.item_id);
+      if (item) fold.push_back({*item, event.timestamp_ms});
+    }
+    resident->seen = SeenItems(fold);
+    resident->removed = removed;
+    resident->lineage.log_truncated = true;
+    Changed(resident);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <list>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -24,10 +25,11 @@ struct Resident {
   const LoadedModel* model = nullptr;
   std::string_view user_id;  // views the key of the map
   Slot slot = -1;
-  Lineage lineage;      // of what is folded into the slot, `pending` and unknown items included
-  uint64_t folded = 0;  // events of known items
+  Lineage lineage;       // of what is folded into the slot, `pending` and unknown items included
+  uint64_t folded = 0;   // events of known items
+  uint64_t removed = 0;  // of the lineage's events, those that retention removed
   int64_t last_event_ms = 0;       // of the last event covered
-  std::vector<int32_t> seen;       // items folded, ascending, distinct
+  std::vector<int32_t> seen;       // items of the log's events, ascending, distinct
   std::vector<FoldEvent> pending;  // still to be folded into the slot; till then not dirty
   bool behind = false;  // the log holds more: events that came through another model. Update it.
   // The store has no checkpoint of this lineage and should get one: never of an inexact backend.
@@ -66,15 +68,15 @@ class Residents {
 
   void BeginBatch() { ++batch_; }
 
-  // Makes a user resident who is not, evicting others if need be. `history` holds at least one
+  // Makes a user resident who is not, evicting others if need be. `history` covers at least one
   // event and was read with `checkpoint`'s lineage; the checkpoint is used if the log has its
   // prefix and its record fits; what it lacks is pending. Fails as Backend::Allocate does.
   absl::StatusOr<Loaded> Load(const ModelHandle& model, std::string_view user_id,
                               UserHistory history, const StateRecord* checkpoint);
 
   // Brings a resident to a history that was read with its own lineage as the checkpoint's: what
-  // lies behind its prefix becomes pending, or all of it, in an empty slot, if the lineage is none
-  // of its prefixes. Returns whether it was the latter. Fails as Backend::Allocate does.
+  // lies behind its prefix becomes pending, or all of it, in a slot with its base, if the lineage
+  // is none of its prefixes. Returns whether it was the latter. Fails as Backend::Allocate does.
   absl::StatusOr<bool> Update(Resident* resident, UserHistory history);
 
   // Makes it the least recently used, so that it is the next to go: who was loaded for a scan over
@@ -89,6 +91,11 @@ class Residents {
   // Events of a user that came through `model`, `first` the least of their positions: the states
   // under other models are behind, or dropped if an event lies before their last one.
   void NoteEvents(const LoadedModel& model, std::string_view user_id, const Position& first);
+
+  // Retention removed the user's first `removed` events, keeping a base for every model that is
+  // loaded; `rest` is the log. States that are up to date stay and lose their checkpoints, others
+  // are dropped.
+  void NoteTruncation(std::string_view user_id, uint64_t removed, std::span<const Event> rest);
 
   // Forget without a checkpoint: a state, and a user's states under all models.
   void Drop(Resident* resident);

@@ -18,7 +18,7 @@ absl::StatusOr<std::string> CheckResident(const Engine& engine, const UserHistor
     return absl::StrCat("lineage: covers ", resident.lineage.event_count, " events, the log has ",
                         history.lineage.event_count, " or others");
   }
-  const auto expected = FoldFromZero(engine, history.fold);
+  const auto expected = FoldFrom(engine, history.base, history.fold);
   if (!expected.ok()) return expected.status();
   std::string actual(expected->size(), '\0');
   const absl::Status exported =
@@ -29,9 +29,10 @@ absl::StatusOr<std::string> CheckResident(const Engine& engine, const UserHistor
 
 }  // namespace
 
-absl::Status VerifyUser(const Engine& engine, const EventLog& log, const StateStore& states,
+absl::Status VerifyUser(const LoadedModel& model, const EventLog& log, const StateStore& states,
                         std::string_view user_id, const Resident* resident,
                         VerifyUserCommand* command) {
+  const Engine& engine = *model.engine;
   if (!engine.backend().exact()) {
     return absl::FailedPreconditionError(
         absl::StrCat("the states of the ", std::string(engine.backend().name()),
@@ -42,7 +43,7 @@ absl::Status VerifyUser(const Engine& engine, const EventLog& log, const StateSt
   if (!checkpoint.ok()) return checkpoint.status();
   HistoryRequest request{.user_id = user_id};
   if (*checkpoint) request.checkpoint = &(*checkpoint)->lineage;
-  const auto history = ReadHistory(log, engine.catalog(), request);
+  const auto history = ReadHistory(log, states, model, request);
   if (!history.ok()) return history.status();
   command->event_count = history->lineage.event_count;
 
@@ -55,7 +56,7 @@ absl::Status VerifyUser(const Engine& engine, const EventLog& log, const StateSt
   }
   if (history->checkpoint_folds) {
     const auto expected =
-        FoldFromZero(engine, std::span(history->fold).first(*history->checkpoint_folds));
+        FoldFrom(engine, history->base, std::span(history->fold).first(*history->checkpoint_folds));
     if (!expected.ok()) return expected.status();
     const std::string difference =
         FirstDifference(engine.config(), *expected, (*checkpoint)->payload);

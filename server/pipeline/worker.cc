@@ -16,6 +16,7 @@ namespace {
 // twentieth of the worker's time, or all of it while there are no requests.
 constexpr int kRest = 19;
 constexpr absl::Duration kIdle = absl::Milliseconds(50);
+constexpr size_t kMostToCut = 64;  // users offered to retention
 
 // Jobs of streams: while single calls come, a tenth of the time in slices of kBulkSlice, which is
 // what a single call may have to wait for them; else all of it, in slices of kBulkAlone.
@@ -46,6 +47,8 @@ Worker::Worker(int index, int64_t capacity, const PipelineOptions& options,
       depth_(deps.metrics->QueueDepth(index)),
       purger_(purger),
       residents_({deps.states, deps.metrics}, capacity, options.checkpoint_group),
+      retention_(options.retention,
+                 {deps.log, deps.states, deps.truncate, deps.models, deps.metrics, &residents_}),
       next_checkpoint_(options.checkpoint_interval > absl::ZeroDuration()
                            ? absl::Now() + options.checkpoint_interval
                            : absl::InfiniteFuture()),
@@ -101,6 +104,14 @@ void Worker::Post(std::shared_ptr<Order> order) {
   if (waiting_) wake_.notify_one();
 }
 
+bool Worker::OfferCut(std::string_view user_id) {
+  std::unique_lock lock(mutex_);
+  if (closed_ || offered_.size() + to_cut_ >= kMostToCut) return false;
+  offered_.emplace_back(user_id);
+  if (waiting_) wake_.notify_one();
+  return true;
+}
+
 void Worker::Close() {
   std::unique_lock lock(mutex_);
   closed_ = true;
@@ -115,7 +126,7 @@ bool Worker::Take(absl::Time until, std::vector<Job*>* batch) {
   batch->clear();
   std::unique_lock lock(mutex_);
   const bool pause = !queue_.has_online();
-  while (queue_.empty() && orders_.empty() && !closed_) {
+  while (queue_.empty() && orders_.empty() && offered_.empty() && !closed_) {
     waiting_ = true;
     if (until == absl::InfiniteFuture()) {
       wake_.wait(lock);
@@ -165,6 +176,7 @@ void Worker::Run() {
     TakeOrders();
     ReleaseSome();
     RefoldSome();
+    CutSome();
     CheckpointIfDue();
   }
   for (const Waiting& waiting : waiting_jobs_) {
@@ -181,6 +193,7 @@ absl::Time Worker::NextWake() const {
   absl::Time next = std::min(next_checkpoint_, residents_.next_release());
   if (checkpoints_left_ > 0) next = std::min(next, next_group_);
   if (!refolds_.empty()) next = std::min(next, next_refold_);
+  if (retention_.size() > 0) next = std::min(next, next_cut_);
   if (waiting_jobs_.empty()) return next;
   const absl::Time now = options_.clock();
   for (const Waiting& waiting : waiting_jobs_) {
@@ -194,6 +207,9 @@ void Worker::TakeOrders() {
   {
     std::unique_lock lock(mutex_);
     orders.swap(orders_);
+    for (std::string& user_id : offered_) retention_.Add(std::move(user_id));
+    offered_.clear();
+    to_cut_ = retention_.size();
   }
   for (auto& order : orders) {
     if (order->to == nullptr) {
@@ -223,6 +239,13 @@ void Worker::RefoldSome() {
   const absl::StatusOr<bool> more = refold_->Step();
   if (!more.ok() || !*more) return EndRefold(more.status());
   next_refold_ = RestFrom(start);
+}
+
+void Worker::CutSome() {
+  const absl::Time start = absl::Now();
+  if (retention_.size() == 0 || start < next_cut_) return;
+  retention_.Step(options_.clock());
+  next_cut_ = RestFrom(start);
 }
 
 absl::Time Worker::RestFrom(absl::Time start) const {
@@ -292,8 +315,8 @@ void Worker::RunBatch(const std::vector<Job*>& jobs, bool may_wait) {
     }
     batch.reset();
   };
-  const MicroBatch::Deps deps{deps_.log, deps_.states, deps_.metrics, &residents_,
-                              options_.late_policy};
+  const MicroBatch::Deps deps{deps_.log,   deps_.states, deps_.metrics,
+                              &residents_, &retention_,  options_.late_policy};
   for (Job* job : jobs) {
     if (DropIfLate(job, now)) continue;
     if (job->delete_user) {

@@ -10,6 +10,8 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -22,6 +24,7 @@
 #include "server/pipeline/purger.h"
 #include "server/pipeline/refold.h"
 #include "server/pipeline/residents.h"
+#include "server/pipeline/retention.h"
 
 namespace tim4rec {
 
@@ -48,6 +51,9 @@ class Worker {
 
   // Answered by the thread, with UNAVAILABLE if it ends first. Any thread.
   void Post(std::shared_ptr<Order> order);
+
+  // Has retention look at a user of this worker; false if enough users wait for that. Any thread.
+  bool OfferCut(std::string_view user_id);
 
   // Refuses new jobs; the thread ends once those taken are complete and changed states are written.
   void Close();
@@ -83,6 +89,7 @@ class Worker {
   void TakeOrders();
   void ReleaseSome();
   void RefoldSome();
+  void CutSome();
   // When work between batches that began at `start` and is done may go on.
   absl::Time RestFrom(absl::Time start) const;
   void EndRefold(absl::Status status);
@@ -95,6 +102,8 @@ class Worker {
 
   // Used by the thread only.
   Residents residents_;
+  Retention retention_;
+  absl::Time next_cut_ = absl::InfinitePast();
   absl::Time next_checkpoint_;
   int64_t checkpoints_left_ = 0;                  // of the periodic round that is under way
   absl::Time next_group_ = absl::InfinitePast();  // of that round
@@ -119,6 +128,8 @@ class Worker {
   absl::Time last_online_ = absl::InfinitePast();
   absl::Time last_pause_;  // its end; at first, the start
   std::vector<std::shared_ptr<Order>> orders_;
+  std::vector<std::string> offered_;  // for retention_
+  size_t to_cut_ = 0;                 // retention_.size() when last looked at
   bool closed_ = false;
   bool waiting_ = false;
 

@@ -151,6 +151,8 @@ v1::InteractionStatus EncodeOutcome(EventOutcome outcome) {
       return v1::INTERACTION_STATUS_UNKNOWN_ITEM;
     case EventOutcome::kLateRejected:
       return v1::INTERACTION_STATUS_REJECTED;
+    case EventOutcome::kExpired:
+      return v1::INTERACTION_STATUS_EXPIRED;
   }
   return v1::INTERACTION_STATUS_UNSPECIFIED;
 }
@@ -159,6 +161,12 @@ std::string LateReason(const RecordCommand& command, size_t event) {
   return absl::StrCat("timestamp_ms: ", command.events[event].timestamp_ms,
                       " lies before the user's last event, which is at ", command.last_event_ms,
                       " (pipeline.late_policy is reject)");
+}
+
+std::string ExpiredReason(const RecordCommand& command, size_t event) {
+  return absl::StrCat("timestamp_ms: ", command.events[event].timestamp_ms,
+                      " is not behind the events that retention has removed "
+                      "(store.max_events_per_user, store.event_ttl_ms)");
 }
 
 Durability DecodeAck(v1::Ack ack, const DecodeContext& context, Violations* faults) {
@@ -319,6 +327,8 @@ void EncodeRecord(const RecordCommand& command, const std::vector<std::string>& 
       result->set_status(EncodeOutcome(command.outcomes[next]));
       if (command.outcomes[next] == EventOutcome::kLateRejected) {
         result->set_reason(LateReason(command, next));
+      } else if (command.outcomes[next] == EventOutcome::kExpired) {
+        result->set_reason(ExpiredReason(command, next));
       }
       ++next;
     } else {
@@ -348,6 +358,9 @@ void EncodeBatchEntry(const RecordCommand& command, const std::vector<std::strin
           continue;
         case EventOutcome::kUnknownItem:
           response->set_unknown_items(response->unknown_items() + 1);
+          continue;
+        case EventOutcome::kExpired:
+          response->set_expired(response->expired() + 1);
           continue;
         case EventOutcome::kLateRejected:
           reason = LateReason(command, event);
@@ -385,6 +398,7 @@ void EncodeUser(const GetUserCommand& command, v1::GetUserResponse* response) {
   response->set_state_version(lineage.event_count);
   response->set_first_event_ms(command.first_event_ms);
   response->set_last_event_ms(command.last_event_ms);
+  response->set_removed_events(command.removed);
   v1::Lineage* encoded = response->mutable_lineage();
   encoded->set_event_count(lineage.event_count);
   encoded->set_watermark(lineage.watermark);

@@ -77,6 +77,7 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
   events_late_refolded = &events.Add({{"outcome", "late_refolded"}});
   events_unknown_item = &events.Add({{"outcome", "unknown_item"}});
   events_rejected = &events.Add({{"outcome", "rejected"}});
+  events_expired = &events.Add({{"outcome", "expired"}});
 
   auto& lookups = CounterFamily(r, "tim4rec_state_lookups_total",
                                 "Where the states of users in a batch came from");
@@ -98,6 +99,10 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
   failed_read = &failures.Add({{"operation", "read"}});
   failed_put = &failures.Add({{"operation", "put"}});
   failed_delete = &failures.Add({{"operation", "delete"}});
+  failed_truncate = &failures.Add({{"operation", "truncate"}});
+  events_removed = &CounterFamily(r, "tim4rec_removed_events_total",
+                                  "Events that retention removed from the front of logs")
+                        .Add({});
 
   checkpoints =
       &CounterFamily(r, "tim4rec_checkpoints_total", "States written to the store").Add({});
@@ -114,6 +119,8 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
                               "States still to be folded for the model that is being promoted");
   corrupt_states = OneGauge(r, "tim4rec_corrupt_states",
                             "Checkpoints that failed a check of their envelope since start");
+  corrupt_bases = OneGauge(r, "tim4rec_corrupt_bases",
+                           "Bases of truncated logs that failed a check since start");
   resident_users = OneGauge(r, "tim4rec_resident_users", "States in memory");
   ready = OneGauge(r, "tim4rec_ready", "1 while the server takes requests");
   store_writable = OneGauge(r, "tim4rec_store_writable", "1 while the store takes writes");

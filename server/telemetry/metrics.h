@@ -81,6 +81,7 @@ class Metrics {
   prometheus::Counter* events_late_refolded;
   prometheus::Counter* events_unknown_item;
   prometheus::Counter* events_rejected;
+  prometheus::Counter* events_expired;
   // tim4rec_state_lookups_total{tier}
   prometheus::Counter* lookups_hot;
   prometheus::Counter* lookups_stored;
@@ -96,6 +97,8 @@ class Metrics {
   prometheus::Counter* failed_read;
   prometheus::Counter* failed_put;
   prometheus::Counter* failed_delete;
+  prometheus::Counter* failed_truncate;
+  prometheus::Counter* events_removed;
   prometheus::Counter* checkpoints;
   prometheus::Counter* evictions;
   prometheus::Counter* stale_checkpoints;
@@ -103,6 +106,7 @@ class Metrics {
   prometheus::Counter* states_refolded;
   prometheus::Gauge* states_to_refold;
   prometheus::Gauge* corrupt_states;
+  prometheus::Gauge* corrupt_bases;
   prometheus::Gauge* resident_users;
   prometheus::Gauge* ready;
   prometheus::Gauge* store_writable;

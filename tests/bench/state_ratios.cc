@@ -138,7 +138,7 @@ class Bench {
     }
     const UserEvents batch[] = {{user, events}};
     Must(store_->Append(batch, Durability::kBuffered).ok(), "Append");
-    auto history = ReadHistory(*store_, model_->engine->catalog(), {.user_id = user});
+    auto history = ReadHistory(*store_, *store_, *model_, {.user_id = user});
     Must(history.ok(), "ReadHistory");
     residents_.BeginBatch();
     const auto loaded = residents_.Load(model_, user, *std::move(history), nullptr);

@@ -36,6 +36,8 @@ def record_codec():
          b"\2\2\0m2" + struct.pack("<H", len(newest)) + newest + struct.pack("<I", 1)),
         ("state", user + fingerprint, state),
         ("format", b"format", struct.pack("<II", 1, 1)),
+        ("truncation", user, struct.pack("<QQQqH", 2, 7, 8, 1700000000000, len(newest)) + newest),
+        ("base", user + fingerprint + b"\1", state[:56] + b"\1" + state[57:]),
     ]:
         for checksum in (0, 1):
             write("record_codec", f"{name}_{checksum}", bytes([checksum, len(key)]) + key + value)

@@ -49,6 +49,16 @@ void TryState(const std::string& key, const std::string& value) {
   if (value.substr(4, 4) == again.substr(4, 4)) Require(again == value);
 }
 
+void TryTruncation(const std::string& key, const std::string& value) {
+  Truncation truncation;
+  if (!DecodeTruncation(key, value, truncation)) return;
+  std::string again;
+  AppendTruncationValue(key, truncation, again);
+  Require(again == value);
+  Require(truncation.lineage.log_truncated && truncation.lineage.event_count > 0);
+  Require(UserPrefix(*UserOfKey(key)) == key);
+}
+
 }  // namespace
 }  // namespace tim4rec
 
@@ -61,6 +71,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if ((data[0] & kRightChecksum) != 0) AppendChecksum(key, &value);
   TryEvent(key, value);
   TryState(key, value);
+  TryTruncation(key, value);
   DecodePosition(key);
   if (!PrefixEnd(key).empty()) Require(PrefixEnd(key) > key);
   Require(UserPrefixBytes(key) <= key.size());

@@ -225,6 +225,33 @@ TEST_F(Codec, RejectedLateEventsSayWhatTheyLieBefore) {
   EXPECT_EQ(batch.applied(), 1u);
 }
 
+TEST_F(Codec, ExpiredEventsAreAStatusOfTheirOwn) {
+  RecordCommand command;
+  command.events = {{"item1", 5, ""}, {"item2", 30, ""}};
+  command.outcomes = {EventOutcome::kExpired, EventOutcome::kApplied};
+  v1::RecordInteractionsResponse response;
+  EncodeRecord(command, {"", ""}, &response);
+  EXPECT_EQ(response.results(0).status(), v1::INTERACTION_STATUS_EXPIRED);
+  EXPECT_THAT(response.results(0).reason(),
+              AllOf(HasSubstr("timestamp_ms: 5 is not behind"), HasSubstr("store.event_ttl_ms")));
+  EXPECT_EQ(response.results(1).status(), v1::INTERACTION_STATUS_APPLIED);
+  v1::StreamInteractionsResponse batch;
+  EncodeBatchEntry(command, {"", ""}, 0, &batch);
+  EXPECT_EQ(batch.expired(), 1u);
+  EXPECT_EQ(batch.applied(), 1u);
+  EXPECT_EQ(batch.rejected_size(), 0);
+
+  GetUserCommand user;
+  user.removed = 3;
+  user.lineage.event_count = 5;
+  user.lineage.log_truncated = true;
+  v1::GetUserResponse found;
+  EncodeUser(user, &found);
+  EXPECT_EQ(found.removed_events(), 3u);
+  EXPECT_EQ(found.event_count(), 5u);
+  EXPECT_TRUE(found.lineage().log_truncated());
+}
+
 TEST_F(Codec, CategoriesSayWhichItemsMayBeRanked) {
   std::vector<Item> items(70);
   for (int i = 1; i < 70; ++i) {

@@ -49,10 +49,14 @@ TEST(ServerConfig, ListsAllFaultsAtOnce) {
   config.pipeline.max_batch = 0;
   config.log.level = "loud";
   config.pipeline.late_policy = "ignore";
+  config.store.max_events_per_user = -1;
+  config.store.event_ttl_ms = -1;
   const std::string faults = Message(config.Validate());
   EXPECT_THAT(faults, AllOf(HasSubstr("listen: \"nowhere\""), HasSubstr("127.0.0.1:99999"),
                             HasSubstr("admin_listen: \"0.0.0.0:50052\" is not of this machine"),
                             HasSubstr("pipeline.max_batch: 0 is outside 1…65536"),
+                            HasSubstr("store.max_events_per_user: -1 is outside 0…"),
+                            HasSubstr("store.event_ttl_ms: -1 is outside 0…"),
                             HasSubstr("late_policy: \"ignore\" is none of refold, append, reject"),
                             HasSubstr("log.level: \"loud\"")));
 }

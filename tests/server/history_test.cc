@@ -98,7 +98,7 @@ TEST_F(Histories, StoreNothingAndKeepNothing) {
   ASSERT_TRUE(pipeline_->Drain().ok());
   EXPECT_EQ(metrics_.checkpoints->Value(), 0);
   int users = 0;
-  ASSERT_TRUE(store_->ForEachUser([&](std::string_view) { return ++users; }).ok());
+  ASSERT_TRUE(store_->ForEachUser("", [&](std::string_view) { return ++users; }).ok());
   EXPECT_EQ(users, 0);
   // The slot that a history used is free again, whatever the model's next user folds into it.
   Backend& backend = engine_->backend();

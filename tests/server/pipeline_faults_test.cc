@@ -207,6 +207,10 @@ class SlowStates final : public StateStore {
     absl::SleepFor(absl::Milliseconds(30));
     return states_->Put(states);
   }
+  absl::StatusOr<std::optional<StateRecord>> GetBase(std::string_view user_id,
+                                                     std::string_view fingerprint) const override {
+    return states_->GetBase(user_id, fingerprint);
+  }
   absl::Status Flush() override { return states_->Flush(); }
   absl::Status DeleteStates(std::string_view fingerprint) override {
     return states_->DeleteStates(fingerprint);

@@ -69,10 +69,13 @@ void PipelineTest::Start() { Start(options_); }
 void PipelineTest::Start(PipelineOptions options) {
   pipeline_.reset();
   pipeline_ = std::make_unique<Pipeline>(
-      options, PipelineDeps{models_.get(), log_.get(), store_.get(),
-                            [this](std::string_view user) { return store_->DeleteUser(user); },
-                            [this](std::string_view user) { return store_->PurgeDeleted(user); },
-                            &metrics_});
+      options,
+      PipelineDeps{models_.get(), log_.get(), store_.get(),
+                   [this](std::string_view user) { return store_->DeleteUser(user); },
+                   [this](std::string_view user) { return store_->PurgeDeleted(user); }, &metrics_,
+                   [this](std::span<const UserTruncation> users) {
+                     return truncate_error_.ok() ? store_->Truncate(users) : truncate_error_;
+                   }});
 }
 
 std::unique_ptr<TestJob> PipelineTest::Submit(std::unique_ptr<TestJob> job) {

@@ -44,8 +44,12 @@ class FaultyLog final : public EventLog {
   absl::StatusOr<std::vector<std::vector<AppendOutcome>>> Append(std::span<const UserEvents> batch,
                                                                  Durability durability) override;
   absl::Status Read(std::string_view user_id, const Visitor& visitor) const override;
-  absl::Status ForEachUser(const std::function<bool(std::string_view)>& visitor) const override {
-    return log_->ForEachUser(visitor);
+  absl::Status ForEachUser(std::string_view after,
+                           const std::function<bool(std::string_view)>& visitor) const override {
+    return log_->ForEachUser(after, visitor);
+  }
+  absl::StatusOr<std::optional<Truncation>> ReadTruncation(std::string_view user) const override {
+    return log_->ReadTruncation(user);
   }
 
   uint64_t generation() const override { return log_->generation() + extra_generations; }
@@ -108,6 +112,7 @@ class PipelineTest : public testing::Test {
   std::unique_ptr<FaultyLog> log_;
   Metrics metrics_;
   PipelineOptions options_;
+  absl::Status truncate_error_;  // what every truncation fails with
   std::unique_ptr<Pipeline> pipeline_;
 };
 

@@ -92,6 +92,28 @@ TEST_P(FrozenStore, SaysItsFormatVersion) {
   EXPECT_EQ(raw.Get(RawDatabase::kMeta, "probe"), "");
 }
 
+class FrozenTruncation : public FrozenStore {};
+
+TEST_P(FrozenTruncation, GoesOnFromWhereItWas) {
+  auto store = OpenStore(dir_.store());
+  const auto outcomes = AppendTo(*store, "carol",
+                                 {{"item1", 10, ""},
+                                  {"item2", 20, "e"},
+                                  {"item3", 30, ""},
+                                  {"item4", 5, "late"},
+                                  {"x", 40, ""}});
+  ASSERT_TRUE(outcomes.ok()) << outcomes.status();
+  EXPECT_THAT(*outcomes, ElementsAre(AppendOutcome::kExpired, AppendOutcome::kExpired,
+                                     AppendOutcome::kDuplicate, AppendOutcome::kDuplicate,
+                                     AppendOutcome::kAdded));
+  EXPECT_THAT(Items(ReadAll(*store, "carol")), ElementsAre("item3", "item4", "x"));
+  EXPECT_EQ((*store->ReadTruncation("dave"))->lineage.event_count, 2u);
+  EXPECT_TRUE(ReadAll(*store, "dave").empty());
+}
+
+INSTANTIATE_TEST_SUITE_P(Released, FrozenTruncation, testing::Values("format2"),
+                         [](const auto& info) { return info.param; });
+
 std::vector<std::string> Formats() {
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(kData)) {

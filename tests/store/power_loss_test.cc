@@ -55,6 +55,124 @@ TEST_F(PowerLoss, CannotBringADeletedUserBack) {
   }
 }
 
+// A user's numbered events, whose front is removed now and then.
+class Truncations {
+ public:
+  static constexpr char kUser[] = "u";
+
+  explicit Truncations(std::mt19937_64& random) : random_(random) {}
+
+  void Append(RocksDbStore& store) {
+    std::vector<Event> events;
+    for (uint64_t n = 1 + random_() % 8; n > 0; --n) events.push_back(Numbered(++appended_));
+    const auto durability = random_() % 3 == 0 ? Durability::kSynced : Durability::kBuffered;
+    ASSERT_TRUE(AppendTo(store, kUser, events, durability).ok());
+    if (durability == Durability::kSynced) durable_ = appended_;
+  }
+
+  // Up to number `last`, from number removed_ + 1 on.
+  absl::Status Truncate(RocksDbStore& store, int64_t last) {
+    Truncation truncation;
+    std::vector<Position> removed;
+    for (int64_t n = 1; n <= last; ++n) {
+      truncation.lineage.Extend(PositionOf(Numbered(n)), "item");
+      if (n > removed_) removed.push_back(PositionOf(Numbered(n)));
+    }
+    truncation.lineage.log_truncated = true;
+    truncation.last_event_ms = last;
+    StateRecord base = NamedState(absl::StrCat(last, std::string(5000, 'b')));
+    base.lineage = truncation.lineage;
+    const UserState bases[] = {{kUser, kFingerprintA, &base}};
+    const UserTruncation users[] = {{kUser, truncation, removed, bases}};
+    absl::Status truncated = store.Truncate(users);
+    if (truncated.ok()) {
+      removed_ = last;
+      durable_ = appended_;  // one log, synced
+    }
+    return truncated;
+  }
+  absl::Status TruncateSome(RocksDbStore& store) {
+    return Truncate(store, removed_ + 1 + static_cast<int64_t>(random_() % (appended_ - removed_)));
+  }
+  int64_t left() const { return appended_ - removed_; }
+  int64_t removed() const { return removed_; }
+
+  // Either `attempted` (if not 0) went through or not; nothing else.
+  void Verify(const RocksDbStore& store, int64_t attempted) {
+    const auto truncation = store.ReadTruncation(kUser);
+    ASSERT_TRUE(truncation.ok()) << truncation.status();
+    const int64_t removed =
+        *truncation ? static_cast<int64_t>((*truncation)->lineage.event_count) : 0;
+    EXPECT_TRUE(removed == removed_ || (attempted > 0 && removed == attempted)) << removed;
+    const auto base = store.GetBase(kUser, kFingerprintA);
+    ASSERT_TRUE(base.ok()) << base.status();
+    ASSERT_EQ(base->has_value(), removed > 0);
+    if (removed > 0) {
+      EXPECT_EQ((*base)->lineage, (*truncation)->lineage);
+      EXPECT_EQ((*base)->payload, absl::StrCat(removed, std::string(5000, 'b')));
+    }
+    int64_t next = removed;
+    for (const Event& event : ReadAll(store, kUser)) EXPECT_EQ(event.timestamp_ms, ++next);
+    EXPECT_GE(next, durable_);
+    EXPECT_LE(next, appended_);
+    const std::optional<std::string> payload = PayloadOf(store, kUser);
+    EXPECT_TRUE(!payload || *payload == CheckpointOf(removed)) << "a checkpoint is back";
+    removed_ = removed;
+    appended_ = durable_ = next;
+  }
+  // A checkpoint is named after the truncation that it goes on from.
+  void Put(RocksDbStore& store) { PutState(store, kUser, NamedState(CheckpointOf(removed_))); }
+
+ private:
+  static Event Numbered(int64_t n) { return {"item", n, ""}; }
+  static std::string CheckpointOf(int64_t removed) {
+    return absl::StrCat("behind ", removed, std::string(5000, 's'));
+  }
+
+  std::mt19937_64& random_;
+  int64_t appended_ = 0;
+  int64_t durable_ = 0;
+  int64_t removed_ = 0;
+};
+
+TEST_F(PowerLoss, ATruncationIsThereWholeOrNotAtAll) {
+  random_ = PrintedRandom("truncation");
+  auto store = Open();
+  Truncations user(random_);
+  for (int round = 0; round < 40 && !HasFailure(); ++round) {
+    SCOPED_TRACE(absl::StrCat("round ", round));
+    for (uint64_t n = random_() % 30; n > 0; --n) {
+      const uint64_t choice = random_() % 10;
+      if (choice < 5 || user.left() == 0) {
+        user.Append(*store);
+      } else if (choice < 7) {
+        ASSERT_TRUE(user.TruncateSome(*store).ok());
+      } else if (choice < 9) {
+        user.Put(*store);
+      } else {
+        ASSERT_TRUE(store->Flush().ok());
+      }
+    }
+    // The disk takes some of the last one, or all of it, and tells nobody.
+    int64_t attempted = 0;
+    user.Append(*store);
+    if (round % 4 != 0) {
+      attempted = user.removed() + 1 + static_cast<int64_t>(random_() % user.left());
+      if (round % 4 == 1) fs_->FailSyncs(true);
+      if (round % 4 == 2) fs_->SetFreeBytes(static_cast<int64_t>(random_() % 5000));
+      if (round % 4 == 3) fs_->FailWrites(true);
+      EXPECT_FALSE(user.Truncate(*store, attempted).ok());
+      fs_->CutPower();
+      fs_->FailSyncs(false);
+      fs_->SetFreeBytes(-1);
+      fs_->FailWrites(false);
+    }
+    Crash(store, static_cast<TornTail>(random_() % 3), random_);
+    ASSERT_NE(store, nullptr);
+    user.Verify(*store, attempted);
+  }
+}
+
 // Operations at random, then a crash, many times over.
 class CrashLoop {
  public:

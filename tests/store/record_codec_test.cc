@@ -34,6 +34,17 @@ constexpr char kStateValueHex[] =
     "8880c1f9c3e11bbc180019008000018bcfe56800029a6b019f95a49a9af4edaab5e5c1529d010203043a392e11109f"
     "6b17";
 
+constexpr char kTruncationKeyHex[] = "0005616c696365";
+constexpr char kTruncationValueHex[] =
+    "0200000000000000528d9f88564d978880c1f9c3e11bbc180068e5cf8b01000019008000018bcfe56800029a6b019f"
+    "95"
+    "a49a9af4edaab5e5c1529de83f38e3f8893da4";
+constexpr char kBaseKeyHex[] = "0005616c69636500112233445566778899aabbccddeeff01";
+constexpr char kBaseValueHex[] =
+    "543452530100010000112233445566778899aabbccddeeff04000000000000000200000000000000528d9f88564d97"
+    "8880c1f9c3e11bbc180119008000018bcfe56800029a6b019f95a49a9af4edaab5e5c1529d01020304d8367646532b"
+    "3c96";
+
 std::string Hex(std::string_view bytes) {
   return absl::BytesToHexString(absl::string_view(bytes.data(), bytes.size()));
 }
@@ -56,6 +67,30 @@ StateRecord ExampleState() {
   record.lineage.Extend(PositionOf(kPlain), kPlain.item_id);
   record.payload = std::string("\x01\x02\x03\x04", 4);
   return record;
+}
+
+// Both of the example's first two events were removed.
+Truncation ExampleTruncation() {
+  Truncation truncation{ExampleState().lineage, kPlain.timestamp_ms};
+  truncation.lineage.log_truncated = true;
+  return truncation;
+}
+
+StateRecord ExampleBase() {
+  StateRecord record = ExampleState();
+  record.lineage.log_truncated = true;
+  return record;
+}
+
+std::string TruncationValueOf(std::string_view key, const Truncation& truncation) {
+  std::string value;
+  AppendTruncationValue(key, truncation, value);
+  return value;
+}
+
+bool DecodesTruncation(std::string_view key, std::string_view value) {
+  Truncation truncation;
+  return DecodeTruncation(key, value, truncation);
 }
 
 std::string StateValueOf(std::string_view key, const StateRecord& record) {
@@ -89,6 +124,15 @@ TEST(RecordCodec, WritesTheBytesOfFormatVersionOne) {
   EXPECT_EQ(Hex(StateValueOf(state_key, ExampleState())), kStateValueHex);
 }
 
+TEST(RecordCodec, WritesTheBytesOfFormatVersionTwo) {
+  const std::string key = UserPrefix(kUser);
+  const std::string base_key = BaseKey(kUser, kFingerprintA);
+  EXPECT_EQ(Hex(key), kTruncationKeyHex);
+  EXPECT_EQ(Hex(TruncationValueOf(key, ExampleTruncation())), kTruncationValueHex);
+  EXPECT_EQ(Hex(base_key), kBaseKeyHex);
+  EXPECT_EQ(Hex(StateValueOf(base_key, ExampleBase())), kBaseValueHex);
+}
+
 TEST(RecordCodec, FormatDocumentShowsTheseBytes) {
   std::ifstream file(absl::StrCat(TIM4REC_SOURCE_DIR, "/store/FORMAT.md"));
   std::stringstream text;
@@ -97,8 +141,9 @@ TEST(RecordCodec, FormatDocumentShowsTheseBytes) {
   for (char c : text.str()) {
     if (c != ' ' && c != '\n') document.push_back(c);  // the document groups the digits
   }
-  for (const char* bytes : {kPlainKey, kPlainValue, kWithIdKey, kWithIdValue, kLateKey, kLateValue,
-                            kStateKeyHex, kStateValueHex}) {
+  for (const char* bytes :
+       {kPlainKey, kPlainValue, kWithIdKey, kWithIdValue, kLateKey, kLateValue, kStateKeyHex,
+        kStateValueHex, kTruncationKeyHex, kTruncationValueHex, kBaseKeyHex, kBaseValueHex}) {
     EXPECT_THAT(document, HasSubstr(bytes));
   }
 }
@@ -127,6 +172,35 @@ TEST(RecordCodec, ReadsStatesBack) {
     EXPECT_EQ(read.lineage, record.lineage);
     EXPECT_EQ(read.payload, record.payload);
   }
+}
+
+TEST(RecordCodec, ReadsTruncationsAndBasesBack) {
+  const std::string key = UserPrefix(kUser);
+  Truncation truncation;
+  ASSERT_TRUE(DecodeTruncation(key, TruncationValueOf(key, ExampleTruncation()), truncation));
+  EXPECT_EQ(truncation.lineage, ExampleTruncation().lineage);
+  EXPECT_EQ(truncation.last_event_ms, kPlain.timestamp_ms);
+  EXPECT_EQ(UserOfKey(key), kUser);
+  const std::string base_key = BaseKey(kUser, kFingerprintA);
+  StateRecord base;
+  ASSERT_TRUE(DecodeState(base_key, StateValueOf(base_key, ExampleBase()), base));
+  EXPECT_EQ(base.lineage, ExampleBase().lineage);
+  EXPECT_EQ(base.payload, ExampleBase().payload);
+  EXPECT_TRUE(IsBaseKey(base_key));
+  EXPECT_FALSE(IsBaseKey(StateKey(kUser, kFingerprintA)));
+  EXPECT_EQ(FingerprintOfKey(base_key), FingerprintOfKey(StateKey(kUser, kFingerprintA)));
+}
+
+TEST(RecordCodec, RefusesATruncationOfNothingAndABaseOfAWholeLog) {
+  const std::string key = UserPrefix(kUser);
+  Truncation truncation = ExampleTruncation();
+  truncation.lineage.event_count = 0;
+  EXPECT_FALSE(DecodesTruncation(key, TruncationValueOf(key, truncation)));
+  truncation = ExampleTruncation();
+  truncation.lineage.watermark.clear();
+  EXPECT_FALSE(DecodesTruncation(key, TruncationValueOf(key, truncation)));
+  const std::string base_key = BaseKey(kUser, kFingerprintA);
+  EXPECT_FALSE(DecodesState(base_key, StateValueOf(base_key, ExampleState())));
 }
 
 // Each altered copy lies in memory of exactly its size, so that a sanitizer sees any read past it.
@@ -167,6 +241,13 @@ TEST(RecordCodec, SeesEveryCutAndEveryFlippedBitOfAState) {
   ExpectEveryDamageSeen(key, StateValueOf(key, ExampleState()), DecodesState);
 }
 
+TEST(RecordCodec, SeesEveryCutAndEveryFlippedBitOfATruncationAndABase) {
+  const std::string key = UserPrefix(kUser);
+  ExpectEveryDamageSeen(key, TruncationValueOf(key, ExampleTruncation()), DecodesTruncation);
+  const std::string base_key = BaseKey(kUser, kFingerprintA);
+  ExpectEveryDamageSeen(base_key, StateValueOf(base_key, ExampleBase()), DecodesState);
+}
+
 TEST(RecordCodec, RefusesALatePlaceThatIsNotBehindTheEvent) {
   Event event = kPlain;
   const std::string key = KeyOf(kUser, event);
@@ -200,6 +281,8 @@ TEST(RecordCodec, SurvivesGarbage) {
     EXPECT_FALSE(Decodes(garbage, garbage));
     EXPECT_FALSE(DecodesState(state_key, garbage));
     EXPECT_FALSE(DecodesState(garbage, garbage));
+    EXPECT_FALSE(DecodesTruncation(UserPrefix(kUser), garbage));
+    EXPECT_FALSE(DecodesTruncation(garbage, garbage));
     UserOfKey(garbage);
     DecodePosition(garbage);
     DecodeFormatVersion(garbage);

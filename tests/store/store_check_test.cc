@@ -177,6 +177,106 @@ TEST_F(StoreChecks, AnEventAtAPlaceThatIsNotItsOwnIsNamed) {
       ElementsAre(HasSubstr("a: the event of item 'item1' at 50 ms is not at its own position")));
 }
 
+// The first events of a user go; what checkpoints there were go too.
+class TruncatedStoreChecks : public StoreChecks {
+ protected:
+  void Truncate(const std::string& user, size_t count, bool with_base = true) {
+    Truncation truncation;
+    std::vector<Position> removed;
+    std::vector<FoldEvent> fold;
+    for (const Event& event : ReadAll(*store_, user)) {
+      if (removed.size() == count) break;
+      removed.push_back(PositionOf(event));
+      truncation.lineage.Extend(removed.back(), event.item_id);
+      truncation.last_event_ms = FoldTimeMs(event);
+      if (const auto item = engine_->catalog().Find(event.item_id)) {
+        fold.push_back({*item, FoldTimeMs(event)});
+      }
+    }
+    truncation.lineage.log_truncated = true;
+    StateRecord base;
+    base.lineage = truncation.lineage;
+    base.payload = *FoldFromZero(*engine_, fold);
+    std::vector<UserState> bases;
+    if (with_base) bases.push_back({user, engine_->fingerprint(), &base});
+    const UserTruncation users[] = {{user, truncation, removed, bases}};
+    ASSERT_TRUE(store_->Truncate(users).ok());
+  }
+};
+
+TEST_F(TruncatedStoreChecks, CheckpointsAreFoldedFromTheBase) {
+  const StateRecord whole = StateOf("c");
+  Truncate("c", 2);
+  StoreCheck check = Check();
+  EXPECT_THAT(faults_, IsEmpty());
+  EXPECT_EQ(check.events, 6u);
+  EXPECT_EQ(check.removed_events, 2u);
+  EXPECT_EQ(check.bases, 1u);
+  EXPECT_EQ(check.equal_states, 2u);
+  // The state is what it was, if it says that the log is truncated.
+  Put("c", whole);
+  EXPECT_EQ(Check().stale_states, 1u);
+  StateRecord state = whole;
+  state.lineage.log_truncated = true;
+  Put("c", state);
+  EXPECT_EQ(Check().equal_states, 3u);
+  EXPECT_THAT(faults_, IsEmpty());
+  // Nothing left in the log: the base is the state.
+  Truncate("a", 2);
+  StateRecord base = **store_->GetBase("a", engine_->fingerprint());
+  Put("a", base);
+  check = Check();
+  EXPECT_THAT(faults_, IsEmpty());
+  EXPECT_EQ(check.users, 3u);
+  EXPECT_EQ(check.equal_states, 3u);
+  base.payload[100] = static_cast<char>(base.payload[100] ^ 1);
+  Put("a", base);
+  Check();
+  EXPECT_THAT(faults_, ElementsAre(HasSubstr("a: the checkpoint after 2 events differs")));
+}
+
+TEST_F(TruncatedStoreChecks, WithoutABaseTheLogIsFoldedFromZero) {
+  Truncate("b", 1, /*with_base=*/false);
+  StateRecord state;
+  state.lineage = (*store_->ReadTruncation("b"))->lineage;
+  std::vector<FoldEvent> fold;
+  for (const Event& event : ReadAll(*store_, "b")) {
+    state.lineage.Extend(PositionOf(event), event.item_id);
+    fold.push_back({*engine_->catalog().Find(event.item_id), FoldTimeMs(event)});
+  }
+  state.payload = *FoldFromZero(*engine_, fold);
+  Put("b", state);
+  EXPECT_EQ(Check().equal_states, 3u);
+  EXPECT_THAT(faults_, IsEmpty());
+}
+
+TEST_F(TruncatedStoreChecks, DamagedTruncationsAndBasesAreNamed) {
+  for (const char* user : {"a", "b", "c"}) Truncate(user, 1);
+  Damage([&](RawDatabase& raw) {
+    const auto flip = [&](int family, const std::string& key) {
+      std::string value = raw.Get(family, key);
+      FlipMiddleBit(value);
+      raw.Put(family, key, value);
+    };
+    flip(RawDatabase::kEvents, UserPrefix("a"));
+    flip(RawDatabase::kStates, BaseKey("b", engine_->fingerprint()));
+    // Sound by itself, but of other events.
+    StateRecord base;
+    base.lineage.Extend(PositionOf({"item1", 10, ""}), "another item");
+    base.lineage.log_truncated = true;
+    const std::string key = BaseKey("c", engine_->fingerprint());
+    std::string value;
+    AppendStateValue(key, base, value);
+    raw.Put(RawDatabase::kStates, key, value);
+  });
+  Check();
+  EXPECT_THAT(faults_, UnorderedElementsAre(
+                           AllOf(HasSubstr("a: "), HasSubstr("fails its checksum")),
+                           AllOf(HasSubstr("b: the base with key "), HasSubstr("fails its checks")),
+                           AllOf(HasSubstr("c: the base of model "),
+                                 HasSubstr("not those that retention"))));
+}
+
 class FirstDifferences : public testing::TestWithParam<bool> {};
 
 // Every byte of a record belongs to a named value or to padding; the names are those of the layout.

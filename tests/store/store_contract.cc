@@ -174,14 +174,15 @@ TEST_P(StoreContract, KeepsUsersApart) {
   }
   std::vector<std::string> listed;
   ASSERT_TRUE(log()
-                  .ForEachUser([&](std::string_view user) {
-                    listed.emplace_back(user);
-                    return true;
-                  })
+                  .ForEachUser("",
+                               [&](std::string_view user) {
+                                 listed.emplace_back(user);
+                                 return true;
+                               })
                   .ok());
   EXPECT_THAT(listed, testing::UnorderedElementsAreArray(users));
   int visits = 0;
-  ASSERT_TRUE(log().ForEachUser([&](std::string_view) { return ++visits < 3; }).ok());
+  ASSERT_TRUE(log().ForEachUser("", [&](std::string_view) { return ++visits < 3; }).ok());
   EXPECT_EQ(visits, 3);
 }
 

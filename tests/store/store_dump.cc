@@ -10,12 +10,26 @@ std::string Hex(std::string_view bytes) {
   return absl::BytesToHexString(absl::string_view(bytes.data(), bytes.size()));
 }
 
+std::string LineageText(const Lineage& lineage) {
+  return absl::StrCat(" events=", lineage.event_count, " watermark=", Hex(lineage.watermark),
+                      " hash=", absl::Hex(lineage.hash[1], absl::kZeroPad16),
+                      absl::Hex(lineage.hash[0], absl::kZeroPad16),
+                      " truncated=", lineage.log_truncated ? 1 : 0);
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> DumpStore(const RocksDbStore& store) {
   std::string text;
   absl::Status read;
-  absl::Status listed = store.ForEachUser([&](std::string_view user_id) {
+  absl::Status listed = store.ForEachUser("", [&](std::string_view user_id) {
+    const auto truncation = store.ReadTruncation(user_id);
+    read = truncation.status();
+    if (!read.ok()) return false;
+    if (*truncation) {
+      absl::StrAppend(&text, "truncation user=", Hex(user_id), LineageText((*truncation)->lineage),
+                      " last_event_ms=", (*truncation)->last_event_ms, "\n");
+    }
     read = store.Read(user_id, [&](std::string_view position, const Event& event) {
       absl::StrAppend(&text, "event user=", Hex(user_id), " position=", Hex(position),
                       " timestamp_ms=", event.timestamp_ms, " item=", Hex(event.item_id),
@@ -31,13 +45,9 @@ absl::StatusOr<std::string> DumpStore(const RocksDbStore& store) {
   listed = store.ForEachState([&](const StoredState& state) {
     sound = state.record != nullptr;
     if (!sound) return false;
-    const Lineage& lineage = state.record->lineage;
-    absl::StrAppend(
-        &text, "state user=", Hex(state.user_id), " model=", std::string(state.fingerprint),
-        " events=", lineage.event_count, " watermark=", Hex(lineage.watermark),
-        " hash=", absl::Hex(lineage.hash[1], absl::kZeroPad16),
-        absl::Hex(lineage.hash[0], absl::kZeroPad16), " truncated=", lineage.log_truncated ? 1 : 0,
-        " payload=", Hex(state.record->payload), "\n");
+    absl::StrAppend(&text, state.base ? "base" : "state", " user=", Hex(state.user_id),
+                    " model=", std::string(state.fingerprint), LineageText(state.record->lineage),
+                    " payload=", Hex(state.record->payload), "\n");
     return true;
   });
   if (!listed.ok()) return listed;

@@ -9,8 +9,8 @@
 
 namespace tim4rec {
 
-// A line per event, in fold order, and per checkpoint, users in key order; bytes as hex digits. An
-// error if a record is damaged.
+// A line per truncation, event (in fold order), checkpoint and base, users in key order; bytes as
+// hex digits. An error if a record is damaged.
 absl::StatusOr<std::string> DumpStore(const RocksDbStore& store);
 
 }  // namespace tim4rec

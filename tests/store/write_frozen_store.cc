@@ -1,6 +1,6 @@
 // Writes a small store with one of everything that the format has, and beside it what is in it as
 // text. Run once per format version that is released; what it wrote then is never written again:
-//   build/release/bin/write_frozen_store tests/store/testdata/format1
+//   build/release/bin/write_frozen_store tests/store/testdata/format2
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -69,6 +69,35 @@ absl::Status PutState(RocksDbStore* store, const std::string& user, bool window,
   return store->Put(put);
 }
 
+// Removes the first events of the user, and keeps a base that a truncated log goes on from.
+absl::Status Truncate(RocksDbStore* store, const std::string& user, size_t count) {
+  auto package = ModelPackage::FromContents(MakeTinyModel(SmallConfig(false), 1));
+  if (!package.ok()) return package.status();
+  auto engine = Engine::Create(*std::move(package), BuiltinBackends(), "cpu");
+  if (!engine.ok()) return engine.status();
+  Truncation truncation;
+  std::vector<Position> removed;
+  std::vector<FoldEvent> fold;
+  absl::Status read = store->Read(user, [&](std::string_view position, const Event& event) {
+    truncation.lineage.Extend(position, event.item_id);
+    truncation.last_event_ms = FoldTimeMs(event);
+    removed.emplace_back(position);
+    const auto item = (*engine)->catalog().Find(event.item_id);
+    if (item) fold.push_back({*item, FoldTimeMs(event)});
+    return removed.size() < count;
+  });
+  if (!read.ok()) return read;
+  truncation.lineage.log_truncated = true;
+  auto payload = FoldFromZero(**engine, fold);
+  if (!payload.ok()) return payload.status();
+  StateRecord base;
+  base.lineage = truncation.lineage;
+  base.payload = *std::move(payload);
+  const UserState bases[] = {{user, (*engine)->fingerprint(), &base}};
+  const UserTruncation users[] = {{user, truncation, removed, bases}};
+  return store->Truncate(users);
+}
+
 absl::Status WriteTables(RocksDbStore* store) {
   absl::Status status;
   const Event last = {"item2", 1'700'000'000'000, ""};
@@ -84,6 +113,11 @@ absl::Status WriteTables(RocksDbStore* store) {
   status.Update(PutState(store, "alice", false, false));
   status.Update(PutState(store, "alice", true, false));
   status.Update(PutState(store, "\xe2\x98\x83", true, true));
+  const Event newest = {"item3", 30, ""};
+  status.Update(Append(store, "carol", {{"item1", 10, ""}, {"item2", 20, "e"}, newest}));
+  status.Update(Append(store, "carol", {{"item4", 5, "late", {PositionOf(newest), 1}}}));
+  status.Update(Append(store, "dave", {{"item1", 10, ""}, {"item2", 20, ""}}));
+  status.Update(Truncate(store, "carol", 2));
   status.Update(store->CheckWritable());
   return status;
 }
@@ -97,6 +131,7 @@ absl::Status Write(const std::string& dir) {
     absl::Status written = tables
                                ? WriteTables(store->get())
                                : Append(store->get(), "bob", {{"item1", 7, ""}, {"item2", 8, "x"}});
+    if (!tables && written.ok()) written = Truncate(store->get(), "dave", 2);
     if (!written.ok()) return written;
     if (tables) continue;
     const auto text = DumpStore(**store);

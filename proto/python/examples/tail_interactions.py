@@ -66,7 +66,7 @@ class Shards:
     def _count(self, acks: list[BatchAck]) -> None:
         for ack in acks:
             self.stored += ack.applied + ack.late_refolded + ack.unknown_items
-            self.repeated += ack.duplicates
+            self.repeated += ack.duplicates + ack.expired
             for user, event, reason in ack.rejected:
                 self.rejected += 1
                 print(f"rejected: {user!r} {event}: {reason}", file=sys.stderr)

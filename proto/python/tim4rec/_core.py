@@ -370,7 +370,7 @@ def _interaction(event: pb.Interaction) -> Interaction:
 def _user(answer: pb.GetUserResponse) -> User:
     return User(answer.event_count, answer.state_version, answer.first_event_ms, answer.last_event_ms,
                 Tier(answer.tier), answer.lineage.hash, answer.lineage.log_truncated,
-                tuple(_interaction(e) for e in answer.events))
+                tuple(_interaction(e) for e in answer.events), answer.removed_events)
 
 
 def batch_ack(request: pb.StreamInteractionsRequest, answer: pb.StreamInteractionsResponse) -> BatchAck:
@@ -379,4 +379,4 @@ def batch_ack(request: pb.StreamInteractionsRequest, answer: pb.StreamInteractio
         user = request.users[r.user_index]
         rejected.append((user.user_id, _interaction(user.interactions[r.interaction_index]), r.reason))
     return BatchAck(answer.sequence, answer.applied, answer.duplicates, answer.late_refolded, answer.unknown_items,
-                    tuple(rejected))
+                    tuple(rejected), answer.expired)

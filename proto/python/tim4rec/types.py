@@ -38,6 +38,7 @@ class Outcome(_Wire):
     LATE_REFOLDED = 3  # stored in its place before later ones
     UNKNOWN_ITEM = 4  # stored; the model does not know the item
     REJECTED = 5  # not stored, `reason` says why; do not retry unchanged
+    EXPIRED = 6  # not stored: maybe a repeat of one that retention has removed since; success for who retries
 
 
 class Tier(_Wire):
@@ -53,7 +54,7 @@ class Tier(_Wire):
 @dataclass(frozen=True, slots=True)
 class InteractionResult:
     outcome: Outcome
-    reason: str = ""  # for REJECTED: the field, its value and its limit
+    reason: str = ""  # for REJECTED and EXPIRED: the field, its value and its limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,7 @@ class User:
     lineage_hash: str  # 32 hex digits over all events in order
     log_truncated: bool
     events: tuple[Interaction, ...]  # the newest, oldest first, if asked for
+    removed_events: int = 0  # of event_count, those that retention has removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +160,4 @@ class BatchAck:
     late_refolded: int
     unknown_items: int
     rejected: tuple[tuple[str, Interaction, str], ...]  # user id, interaction, reason
+    expired: int = 0  # Outcome.EXPIRED
