@@ -23,6 +23,7 @@ int RunCommandLine(int argc, char** argv) {
   AddRecommendCommand(&app, &status);
   AddImportCommand(&app, &status);
   AddVerifyCommand(&app, &status);
+  AddBatchCommand(&app, &status);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

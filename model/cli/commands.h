@@ -17,6 +17,7 @@ void AddEvaluateCommand(CLI::App* app, absl::Status* status);
 void AddRecommendCommand(CLI::App* app, absl::Status* status);
 void AddImportCommand(CLI::App* app, absl::Status* status);
 void AddVerifyCommand(CLI::App* app, absl::Status* status);
+void AddBatchCommand(CLI::App* app, absl::Status* status);
 
 }  // namespace tim4rec
 

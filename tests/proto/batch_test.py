@@ -5,6 +5,7 @@ Usage: batch_test.py BUILD [unittest arguments]     BUILD: build/<preset>
 import json
 import pathlib
 import random
+import struct
 import subprocess
 import sys
 import tempfile
@@ -16,13 +17,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
-from server_process import ServerProcess, free_port  # noqa: E402
+from server_process import TINY_MODEL, ServerProcess, free_port  # noqa: E402
 from tim4rec import Client, Interaction, Query, Ring  # noqa: E402
 
 BUILD = pathlib.Path(sys.argv.pop(1)).resolve()
 BATCH = pathlib.Path(sys.executable).with_name("tim4rec-batch")
 T0, USERS = 1_700_000_000_000, 4000
 AS_OF = T0 + 10**9
+MOST_KEPT = 2 + 16  # events of a log with store.max_events_per_user 2, before retention cuts it
 
 
 class Batch(unittest.TestCase):
@@ -132,6 +134,69 @@ class Batch(unittest.TestCase):
         self.assertIn("there are 2 servers", self.run_batch(users, "other", "--shard", "2", code=1))
         self.assertIn("no column 'user'", self.run_batch(self.file("c.parquet"), "other", "--column", "user", code=1))
         self.assertIn("'user'", self.run_batch(self.file("c.csv"), "more", "--column", "user", code=1))
+
+
+class Offline(unittest.TestCase):
+    """`tim4rec batch` on the store of a stopped server gives what the server gave, bit for bit."""
+
+    def offline(self, *flags, code=0):
+        done = subprocess.run([BUILD / "bin" / "tim4rec", "batch", "--store", self.data, "--model", TINY_MODEL, *flags],
+                              capture_output=True, text=True, check=False, timeout=120)
+        self.assertEqual(done.returncode, code, done.stderr)
+        return [line.split("\t") for line in done.stdout.splitlines()], done.stderr
+
+    def test_lists_are_those_of_the_server(self):
+        self.compare(rounds=20, environment={})
+
+    def test_lists_of_logs_that_retention_cut_are_those_of_the_server(self):
+        errors = self.compare(rounds=60, environment={"TIM4REC_STORE_MAX_EVENTS_PER_USER": "2"})
+        self.assertTrue(errors, "of no user was a time asked that retention has removed")
+
+    def compare(self, rounds, environment):
+        """Random events, the server's lists, then those of its store; returns the users that neither can answer."""
+        seed = time.time_ns()
+        print(f"seed {seed}")
+        rng = random.Random(seed)
+        made = tempfile.TemporaryDirectory()
+        self.addCleanup(made.cleanup)
+        self.data = pathlib.Path(made.name, "data")
+        users = [f"u{n}" for n in range(700)]
+        asked = {"k": 7, "as_of_ms": T0 + 30_000}  # in the midst of the events: of most users the past is asked
+        with ServerProcess(BUILD, self.data, env=environment) as server, Client(server.address) as client:
+            with client.stream() as stream:
+                for _ in range(rounds):  # late ones and items that the model does not know among them
+                    stream.send({u: [Interaction(f"item{rng.randint(1, 62)}", T0 + rng.randint(0, 32) * 1000)]
+                                 for u in rng.sample(users, 300)})
+            while environment and any(u.event_count - u.removed_events > MOST_KEPT for u in map(client.get_user, users)):
+                time.sleep(0.1)  # retention follows the events
+            online = {seen: {a.user_id: a for a in client.recommend_batch(
+                users + ["nobody"], Query(exclude_seen=seen, **asked))} for seen in (True, False)}
+            self.assertEqual(server.stop(), 0)
+        some = pathlib.Path(made.name, "some")
+        some.write_text("u5\nnobody\nu3\n")
+        common = ["--k", "7", "--as-of-ms", str(asked["as_of_ms"])]
+        stored = sorted(users, key=lambda u: (len(u), u))  # in the order of keys
+        for flags, seen, expected in ((["--threads", "3"], True, stored), (["--include-seen"], False, stored),
+                                      (["--users", some], True, ["u5", "nobody", "u3"])):
+            errors = [u for u in expected if online[seen][u].error]
+            rows, said = self.offline(*common, *flags, code=1 if errors else 0)
+            self.assertIn(f"{len(expected)} users in", said)
+            for user in errors:
+                self.assertIn(f"'{user}'", said)
+            lists = {}
+            for user, item, score in rows:
+                lists.setdefault(user, []).append((item, struct.unpack("f", struct.pack("f", float(score)))[0]))
+            self.assertEqual([u for u in expected if u not in errors], list(lists))
+            for user, items in lists.items():
+                self.assertEqual(items, [(i.item_id, i.score) for i in online[seen][user].recommendation.items], user)
+        tiers = {a.recommendation.provenance.tier.name for a in online[True].values() if a.recommendation}
+        self.assertLessEqual({"HOT", "REBUILT"}, tiers)
+        return [u for u in users if online[True][u].error]
+
+    def test_faults_are_named(self):
+        self.data = pathlib.Path("/nowhere")
+        self.assertIn("/nowhere", self.offline(code=1)[1])
+        self.assertEqual(self.offline("--k", "0", code=2)[0], [])
 
 
 if __name__ == "__main__":
