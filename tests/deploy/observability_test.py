@@ -28,10 +28,7 @@ RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "tim4rec.json"
 T0 = 1_700_000_000_000
 # Metrics that no panel shows, and why. Whoever adds a metric adds a panel or a line.
-NOT_SHOWN = {
-    "tim4rec_removed_events_total": "what retention removes; off by default",
-    "tim4rec_corrupt_bases": "of retention; off by default",
-}
+NOT_SHOWN = {}
 
 
 def alerts():
