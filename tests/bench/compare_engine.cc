@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "model/backends/builtin.h"
+#include "model/backends/cpu/huge_pages.h"
 #include "model/kernels/kernel_set.h"
 #include "tests/bench/ceilings.h"
 #include "tests/model/tiny_model.h"
@@ -37,10 +38,14 @@ std::vector<Line> Aligned(int64_t floats) {
   return std::vector<Line>((static_cast<size_t>(floats) + 15) / 16);
 }
 
+struct Free {
+  void operator()(void* memory) const { FreeHugePages(memory); }
+};
+
 struct Ranked {
   const kernels::KernelSet* set;
   kernels::RankTable table;
-  std::vector<Line> codes, scales;
+  std::unique_ptr<void, Free> codes, scales;  // as the back end holds them
 };
 
 const kernels::KernelSet* BestSet() {
@@ -154,11 +159,12 @@ double cmp_update_and_recommend(void* opened, int32_t slot, int32_t item, int64_
 void* cmp_rank_table(const float* table, int32_t items, int32_t d) {
   const kernels::KernelSet* set = BestSet();
   if (set == nullptr) return nullptr;
-  auto* ranked = new Ranked{
-      set, {}, Aligned(kernels::RankCodes(items, d) / 4), Aligned(kernels::RankScales(items))};
+  auto* ranked = new Ranked{set, {}, {}, {}};
+  ranked->codes.reset(AllocateHugePages(static_cast<size_t>(kernels::RankCodes(items, d))));
+  ranked->scales.reset(AllocateHugePages(4 * static_cast<size_t>(kernels::RankScales(items))));
   ranked->table =
-      kernels::QuantizeItems(table, items, d, reinterpret_cast<uint8_t*>(ranked->codes[0].floats),
-                             ranked->scales[0].floats);
+      kernels::QuantizeItems(table, items, d, static_cast<uint8_t*>(ranked->codes.get()),
+                             static_cast<float*>(ranked->scales.get()));
   return ranked;
 }
 int64_t cmp_rank_bytes(void* ranked) {

@@ -9,9 +9,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <vector>
 
+#include "model/backends/cpu/huge_pages.h"
 #include "model/kernels/kernel_set.h"
 #include "tests/bench/ceilings.h"
 
@@ -40,14 +42,19 @@ std::vector<float> Normal(int64_t count, std::mt19937_64& random) {
   return values;
 }
 
+struct Free {
+  void operator()(void* memory) const { FreeHugePages(memory); }
+};
+
 struct Bench {
   explicit Bench(int32_t items) : embedding(Normal(int64_t{items} * kD, random)) {
     packed = Aligned(PackedItemFloats(items, kD));
     PackItems(embedding.data(), items, kD, packed[0].floats);
-    codes = Aligned(RankCodes(items, kD) / 4);
-    scales = Aligned(RankScales(items));
-    table = QuantizeItems(embedding.data(), items, kD, reinterpret_cast<uint8_t*>(codes[0].floats),
-                          scales[0].floats);
+    // As the back end holds them.
+    codes.reset(AllocateHugePages(static_cast<size_t>(RankCodes(items, kD))));
+    scales.reset(AllocateHugePages(4 * static_cast<size_t>(RankScales(items))));
+    table = QuantizeItems(embedding.data(), items, kD, static_cast<uint8_t*>(codes.get()),
+                          static_cast<float*>(scales.get()));
   }
 
   // Null means scalar. Milliseconds.
@@ -119,7 +126,8 @@ struct Bench {
 
   std::mt19937_64 random{1};
   std::vector<float> embedding;
-  std::vector<Line> packed, codes, scales;
+  std::vector<Line> packed;
+  std::unique_ptr<void, Free> codes, scales;
   RankTable table;
 };
 
