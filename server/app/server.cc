@@ -38,13 +38,16 @@ absl::Status Named(const char* part, const absl::Status& status) {
 // A gRPC server for one service; `bound` becomes HOST:PORT. UNAVAILABLE naming `key` if the address
 // cannot be bound.
 absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(const char* key, const std::string& address,
-                                                     grpc::Service* service, int64_t message_bytes,
+                                                     grpc::Service* service,
+                                                     const ServerConfig::Limits& limits,
                                                      std::string* bound) {
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(service);
-  builder.SetMaxReceiveMessageSize(static_cast<int>(message_bytes));
+  builder.SetMaxReceiveMessageSize(static_cast<int>(limits.max_message_bytes));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
+                             static_cast<int>(limits.max_connection_calls));
   // Two servers on one port would share its connections at random.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
@@ -175,8 +178,7 @@ void Server::Rep::StartPipeline() {
 }
 
 absl::Status Server::Rep::StartGrpc() {
-  auto started =
-      Listen("listen", config.listen, service.get(), config.limits.max_message_bytes, &address);
+  auto started = Listen("listen", config.listen, service.get(), config.limits, &address);
   if (!started.ok()) return started.status();
   grpc = *std::move(started);
   grpc->GetHealthCheckService()->SetServingStatus(v1::Recommender::service_full_name(), true);
@@ -196,8 +198,8 @@ absl::Status Server::Rep::StartAdmin() {
                   request_drain();
                 },
                 absl::Milliseconds(config.server.drain_timeout_ms)});
-  auto started = Listen("admin_listen", config.admin_listen, admin_service.get(),
-                        config.limits.max_message_bytes, &admin_address);
+  auto started = Listen("admin_listen", config.admin_listen, admin_service.get(), config.limits,
+                        &admin_address);
   if (!started.ok()) return started.status();
   admin = *std::move(started);
   return absl::OkStatus();

@@ -48,6 +48,7 @@ void VisitKeys(Config& c, Visitor&& visit) {
   visit("limits.max_message_bytes", c.limits.max_message_bytes);
   visit("limits.max_stream_batches", c.limits.max_stream_batches);
   visit("limits.client_metadata", c.limits.client_metadata);
+  visit("limits.max_connection_calls", c.limits.max_connection_calls);
   visit("server.drain_timeout_ms", c.server.drain_timeout_ms);
   visit("log.level", c.log.level);
 }
@@ -140,6 +141,7 @@ absl::Status ServerConfig::Validate() const {
   range("limits.max_item_ids", limits.max_item_ids, 1, 1 << 24);
   range("limits.max_message_bytes", limits.max_message_bytes, 1024, 1 << 30);
   range("limits.max_stream_batches", limits.max_stream_batches, 1, 65536);
+  range("limits.max_connection_calls", limits.max_connection_calls, 1, 1 << 24);
   range("server.drain_timeout_ms", server.drain_timeout_ms, 0, kYearMs);
   if (pipeline.late_policy != "refold" && pipeline.late_policy != "append" &&
       pipeline.late_policy != "reject") {

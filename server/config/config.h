@@ -53,6 +53,7 @@ struct ServerConfig {
     int64_t max_message_bytes = 4194304;
     int64_t max_stream_batches = 8;
     std::string client_metadata;
+    int64_t max_connection_calls = 1000;
   } limits;
 
   struct Server {

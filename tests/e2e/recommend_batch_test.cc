@@ -2,6 +2,7 @@
 #include <signal.h>
 
 #include <atomic>
+#include <fstream>
 #include <map>
 #include <thread>
 
@@ -165,6 +166,44 @@ TEST_F(BatchServing, AnswersAHundredThousandUsersInOneStream) {
     ASSERT_TRUE(stub_->Recommend(&one, options, &alone).ok());
     EXPECT_EQ(Bytes(alone.items()), items) << user;
   }
+}
+
+TEST_F(BatchServing, AConnectionHasSoManyCallsUnderWayAndOthersGoOn) {
+  std::ofstream(dir_ + "/two.yaml") << "limits: {max_connection_calls: 2}\n";
+  auto server = Serve(dir_ + "/other", {"--config", dir_ + "/two.yaml"});
+  grpc::ChannelArguments own;
+  own.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  const auto connect = [&] {
+    return v1::Recommender::NewStub(
+        grpc::CreateCustomChannel(server->address(), grpc::InsecureChannelCredentials(), own));
+  };
+  const auto full = connect();
+  const auto other = connect();
+  // Two streams that stay open.
+  Context contexts[2];
+  std::unique_ptr<grpc::ClientReaderWriter<v1::RecommendBatchRequest, v1::RecommendBatchResponse>>
+      streams[2];
+  v1::RecommendBatchRequest message;
+  message.add_user_ids("u");
+  v1::RecommendBatchResponse answer;
+  for (int i = 0; i < 2; ++i) {
+    streams[i] = full->RecommendBatch(&contexts[i]);
+    ASSERT_TRUE(streams[i]->Write(message) && streams[i]->Read(&answer));
+  }
+  v1::GetUserRequest request;
+  request.set_user_id("u");
+  v1::GetUserResponse response;
+  grpc::ClientContext short_context;
+  short_context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(500));
+  EXPECT_EQ(full->GetUser(&short_context, request, &response).error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+  Context other_context;
+  EXPECT_TRUE(other->GetUser(&other_context, request, &response).ok());
+  streams[0]->WritesDone();
+  EXPECT_TRUE(streams[0]->Finish().ok());
+  Context full_context;
+  EXPECT_TRUE(full->GetUser(&full_context, request, &response).ok());
+  contexts[1].TryCancel();
 }
 
 TEST_F(BatchServing, ATerminatedServerEndsTheStreamAfterWhatItHasTaken) {
