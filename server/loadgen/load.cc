@@ -61,9 +61,14 @@ class Driver {
     }
     void* tag;
     bool ok;
-    while (!caller_.closed() && queue_.Next(&tag, &ok)) {
+    // An alarm must not go before its event is taken: its timer may be at work on it.
+    while (!(caller_.closed() && (plan_.rate == 0 || woken_)) && queue_.Next(&tag, &ok)) {
       std::lock_guard lock(mutex_);
-      if (tag != &wake_) caller_.OnEvent(tag, ok);
+      if (tag == &wake_) {
+        woken_ = true;
+      } else {
+        caller_.OnEvent(tag, ok);
+      }
       if (plan_.rate == 0) SendAll();
       room_.notify_one();
       CloseIfOver();
@@ -121,6 +126,7 @@ class Driver {
   int64_t sent_ = 0;
   bool over_ = false;
   bool closing_ = false;
+  bool woken_ = false;  // the alarm's event was taken; belongs to Run
   grpc::Alarm wakeup_;
   char wake_ = 0;  // its address is the alarm's tag
 };
