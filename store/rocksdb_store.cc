@@ -30,6 +30,7 @@ namespace {
 
 constexpr char kProbeFile[] = "/PROBE";   // no name of RocksDB's
 constexpr size_t kProbeBytes = 64 << 10;  // opening writes about as much
+constexpr char kWritesStopped[] = "writes are stopped until compaction catches up";
 constexpr std::chrono::seconds kReopenPatience(1);
 
 absl::Status OpenError(const rocksdb::Status& status, const std::string& dir) {
@@ -598,7 +599,7 @@ absl::StatusOr<Backup> RocksDbStore::CreateBackup(const std::string& dir) {
 absl::Status RocksDbStore::Rep::WriteProbe() {
   uint64_t stopped = 0;
   if (db->GetIntProperty("rocksdb.is-write-stopped", &stopped) && stopped != 0) {
-    return absl::UnavailableError("writes are stopped until compaction catches up");
+    return absl::UnavailableError(kWritesStopped);
   }
   rocksdb::WriteOptions write;
   write.sync = true;
@@ -615,6 +616,12 @@ absl::Status RocksDbStore::CheckWritable() {
     const Rep::Use use = rep_->Writing();
     if (absl::IsFailedPrecondition(use.status)) return use.status;
     probed = use.status.ok() ? rep_->WriteProbe() : use.status;
+    // Ends by itself if nothing has failed; opening anew would lose the states not flushed.
+    uint64_t errors = 0;
+    if (probed.message() == kWritesStopped &&
+        rep_->db->GetIntProperty("rocksdb.background-errors", &errors) && errors == 0) {
+      return probed;
+    }
   }
   return probed.ok() ? probed : rep_->OpenAnew(probed);
 }
