@@ -46,7 +46,7 @@ def draw(axes, panel, prometheus, start, end, step):
     axes.grid(alpha=0.3)
     axes.set_ylabel("ms" if seconds else "", fontsize=7)
     if axes.lines:
-        axes.legend(fontsize=5, loc="upper left", ncols=2)
+        axes.legend(fontsize=5, loc="upper left", ncols=2, framealpha=0.4)
 
 
 def main():

@@ -146,7 +146,7 @@ FIRES = {
                            "12m", {"persistentvolumeclaim": "data-tim4rec-0", "instance": None}),
     "Tim4recStoreFailures": ({f'tim4rec_store_failures_total{{operation="read",{S}}}': "0 0 1x20"}, "4m",
                              {"operation": "read"}),
-    "Tim4recDataLoss": ({f'tim4rec_requests_total{{code="DATA_LOSS",method="Recommend",{S}}}': "0 0 1x20"}, "4m", {}),
+    "Tim4recDataLoss": ({f'tim4rec_requests_total{{code="DATA_LOSS",method="Recommend",{S}}}': "_x10 1x20"}, "14m", {}),
     "Tim4recCorruptStates": ({f"tim4rec_corrupt_states{{{S}}}": "0 1x20"}, "2m", {}),
     "Tim4recErrors": ({f'tim4rec_requests_total{{code="OK",method="Recommend",{S}}}': "0+980x20",
                        f'tim4rec_requests_total{{code="UNAVAILABLE",method="Recommend",{S}}}': "0+20x20"}, "11m", {}),
@@ -177,7 +177,8 @@ QUIET = {
     "Tim4recDiskFilling": {'kubelet_volume_stats_available_bytes{persistentvolumeclaim="data-tim4rec-0"}': "16x20",
                            'kubelet_volume_stats_capacity_bytes{persistentvolumeclaim="data-tim4rec-0"}': "100x20"},
     "Tim4recStoreFailures": {f'tim4rec_store_failures_total{{operation="read",{S}}}': "5x20"},
-    "Tim4recDataLoss": {f'tim4rec_requests_total{{code="NOT_FOUND",method="Recommend",{S}}}': "0+5x20"},
+    "Tim4recDataLoss": {f'tim4rec_requests_total{{code="NOT_FOUND",method="Recommend",{S}}}': "_x10 5x20",
+                        f'tim4rec_requests_total{{code="DATA_LOSS",method="Recommend",{S}}}': "5x30"},  # long ago
     "Tim4recCorruptStates": {f"tim4rec_corrupt_states{{{S}}}": "0x20"},
     "Tim4recErrors": {f'tim4rec_requests_total{{code="OK",method="Recommend",{S}}}': "0+980x20",
                       f'tim4rec_requests_total{{code="INVALID_ARGUMENT",method="Recommend",{S}}}': "0+900x20",
