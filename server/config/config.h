@@ -42,7 +42,7 @@ struct ServerConfig {
     int64_t max_batch = 256;
     int64_t max_resident_users = 100000;
     int64_t checkpoint_interval_ms = 30000;
-    int64_t checkpoint_group = 8;
+    int64_t checkpoint_group = 2;
     std::string late_policy = "refold";
   } pipeline;
 

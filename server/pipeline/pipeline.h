@@ -44,7 +44,7 @@ struct PipelineOptions {
   int64_t max_batch = 256;                              // jobs in one micro-batch
   int64_t max_resident_users = 100000;  // over all workers and models; each worker has at least one
   absl::Duration checkpoint_interval = absl::Seconds(30);  // zero: on eviction and drain only
-  int64_t checkpoint_group = 8;                            // states per StateStore::Put
+  int64_t checkpoint_group = 2;                            // states per StateStore::Put
   LatePolicy late_policy = LatePolicy::kRefold;
   RetentionPolicy retention;
   absl::Duration sweep_interval = absl::Hours(24);  // at most one look at each user in that time
