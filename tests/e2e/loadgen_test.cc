@@ -5,6 +5,7 @@
 
 #include "gmock/gmock.h"
 #include "tests/e2e/server_process.h"
+#include "tests/paths.h"
 
 namespace tim4rec {
 namespace {
@@ -19,7 +20,7 @@ class Loadgen : public ServerTest {
  protected:
   // Runs the program; returns its exit code.
   int Run(const std::string& address, const std::string& arguments) {
-    const std::string command = TIM4REC_BINARY_DIR "/bin/tim4rec-loadgen --target " + address +
+    const std::string command = BinaryDir() + "/bin/tim4rec-loadgen --target " + address +
                                 " --json " + dir_ + "/result.json " + arguments + " >" + dir_ +
                                 "/out 2>" + dir_ + "/err";
     const int status = std::system(command.c_str());

@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "tests/e2e/server_process.h"
 #include "tests/model/golden_case.h"
+#include "tests/paths.h"
 
 namespace tim4rec {
 namespace {
@@ -14,9 +15,9 @@ class Published : public ServerTest {
  protected:
   std::string ImportCase(const GoldenCase& golden) {
     const std::string model = dir_ + "/" + golden.name;
-    const std::string command = std::string(TIM4REC_BINARY_DIR "/bin/tim4rec import") +
-                                " --safetensors " + golden.dir + "/model.safetensors --config " +
-                                golden.dir + "/config.json --out " + model + " 2>/dev/null";
+    const std::string command = BinaryDir() + "/bin/tim4rec import" + " --safetensors " +
+                                golden.dir + "/model.safetensors --config " + golden.dir +
+                                "/config.json --out " + model + " 2>/dev/null";
     EXPECT_EQ(std::system(command.c_str()), 0) << command;
     return model;
   }

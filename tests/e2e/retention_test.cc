@@ -16,6 +16,7 @@
 #include "store/rocksdb_store.h"
 #include "tests/e2e/plain_fold.h"
 #include "tests/e2e/server_process.h"
+#include "tests/paths.h"
 #include "tests/store/store_fixture.h"
 
 namespace tim4rec {
@@ -191,8 +192,8 @@ class Retention : public ServerTest {
   }
 
   int RunVerify() {
-    const std::string command = std::string(TIM4REC_BINARY_DIR "/bin/tim4rec verify --store ") +
-                                dir_ + "/data --model " + kTinyModel + " --backend cpu 2>/dev/null";
+    const std::string command = BinaryDir() + "/bin/tim4rec verify --store " + dir_ +
+                                "/data --model " + kTinyModel + " --backend cpu 2>/dev/null";
     const int status = std::system(command.c_str());
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   }

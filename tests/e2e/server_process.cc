@@ -16,6 +16,7 @@
 
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
+#include "tests/paths.h"
 
 extern char** environ;
 
@@ -43,7 +44,7 @@ std::string LineAfter(const std::string& text, const std::string& prefix) {
 }  // namespace
 
 ServerProcess::ServerProcess(const std::vector<std::string>& arguments) {
-  std::string binary = TIM4REC_BINARY_DIR "/bin/tim4rec-server";
+  std::string binary = BinaryDir() + "/bin/tim4rec-server";
   setenv("TIM4REC_ADMIN_LISTEN", "127.0.0.1:0", 0);
   std::vector<char*> argv = {binary.data()};
   std::vector<std::string> copies = arguments;

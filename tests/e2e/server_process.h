@@ -10,12 +10,13 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "tests/paths.h"
 #include "tim4rec/v1/admin.grpc.pb.h"
 #include "tim4rec/v1/recommender.grpc.pb.h"
 
 namespace tim4rec {
 
-inline const std::string kTinyModel = TIM4REC_SOURCE_DIR "/tests/e2e/testdata/tiny_model";
+inline const std::string kTinyModel = SourceDir() + "/tests/e2e/testdata/tiny_model";
 
 // The real binary with the given arguments, and its Admin service on a free port.
 class ServerProcess {

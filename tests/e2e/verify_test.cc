@@ -12,6 +12,7 @@
 #include "gmock/gmock.h"
 #include "store/rocksdb_store.h"
 #include "tests/e2e/server_process.h"
+#include "tests/paths.h"
 
 namespace tim4rec {
 namespace {
@@ -35,9 +36,9 @@ class Verify : public ServerTest {
     std::string err;
   };
   Outcome RunVerify(const std::string& store, const std::string& more = "") {
-    const std::string command = std::string(TIM4REC_BINARY_DIR "/bin/tim4rec verify --store ") +
-                                store + " --model " + kTinyModel + " --backend cpu " + more + " >" +
-                                dir_ + "/out 2>" + dir_ + "/err";
+    const std::string command = BinaryDir() + "/bin/tim4rec verify --store " + store + " --model " +
+                                kTinyModel + " --backend cpu " + more + " >" + dir_ + "/out 2>" +
+                                dir_ + "/err";
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, Read(dir_ + "/out"), Read(dir_ + "/err")};
   }

@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "model/cli/import_config.h"
+#include "tests/paths.h"
 
 namespace tim4rec {
 namespace {
@@ -31,7 +32,7 @@ std::span<const T> Row(std::span<const T> values, int64_t row, int64_t width) {
 
 }  // namespace
 
-std::string GoldenRoot() { return std::string(TIM4REC_SOURCE_DIR) + "/../shared/golden"; }
+std::string GoldenRoot() { return SourceDir() + "/../shared/golden"; }
 
 std::vector<std::string> GoldenCaseDirs() {
   std::vector<std::string> dirs;

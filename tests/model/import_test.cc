@@ -13,6 +13,7 @@
 #include "model/weights/safetensors.h"
 #include "tests/model/golden_case.h"
 #include "tests/model/training/temporary.h"
+#include "tests/paths.h"
 
 namespace tim4rec {
 namespace {
@@ -21,7 +22,7 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-const std::string kTestData = std::string(TIM4REC_SOURCE_DIR) + "/tests/model/testdata/";
+const std::string kTestData = SourceDir() + "/tests/model/testdata/";
 
 std::string Message(const absl::Status& status) { return std::string(status.message()); }
 
@@ -33,7 +34,7 @@ class Import : public testing::Test {
   };
 
   Outcome Run(const std::string& arguments) {
-    const std::string command = std::string(TIM4REC_BINARY_DIR "/bin/tim4rec ") + arguments + " >" +
+    const std::string command = BinaryDir() + "/bin/tim4rec " + arguments + " >" +
                                 directory_.path("stdout") + " 2>" + directory_.path("stderr") +
                                 " </dev/null";
     const int status = std::system(command.c_str());

@@ -15,6 +15,7 @@
 
 #include "model/weights/safetensors.h"
 #include "tests/model/tiny_model.h"
+#include "tests/paths.h"
 
 namespace tim4rec {
 namespace {
@@ -281,7 +282,7 @@ TEST(ItemCatalog, FindsAndRanks) {
 }
 
 TEST(TensorShapes, MatchTheReleasedCode) {
-  const std::string root = std::string(TIM4REC_SOURCE_DIR) + "/../shared/golden";
+  const std::string root = SourceDir() + "/../shared/golden";
   if (!fs::exists(root)) GTEST_SKIP() << root << " is absent";
   for (const auto& entry : fs::directory_iterator(root)) {
     if (!entry.is_directory()) continue;

@@ -1,4 +1,5 @@
 #include "model/weights/safetensors.h"
+#include "tests/paths.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -146,7 +147,7 @@ TEST(MappedFile, ReportsAbsentAndIrregularFiles) {
 }
 
 TEST(Safetensors, ReadsFilesOfThePythonEcosystem) {
-  const std::string path = std::string(TIM4REC_SOURCE_DIR) + "/../shared/golden";
+  const std::string path = SourceDir() + "/../shared/golden";
   if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is absent";
   for (const auto& entry : std::filesystem::directory_iterator(path)) {
     if (!entry.is_directory()) continue;

@@ -11,13 +11,14 @@
 
 #include "model/weights/pickle_reader.h"
 #include "model/weights/zip_reader.h"
+#include "tests/paths.h"
 
 namespace tim4rec {
 namespace {
 
 using testing::HasSubstr;
 
-const std::string kTestData = std::string(TIM4REC_SOURCE_DIR) + "/tests/model/testdata/";
+const std::string kTestData = SourceDir() + "/tests/model/testdata/";
 
 std::string ReadText(const std::string& path) {
   std::ostringstream text;

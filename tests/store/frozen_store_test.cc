@@ -7,6 +7,7 @@
 
 #include "gmock/gmock.h"
 #include "store/record_codec.h"
+#include "tests/paths.h"
 #include "tests/store/raw_database.h"
 #include "tests/store/store_dump.h"
 #include "tests/store/store_fixture.h"
@@ -16,7 +17,7 @@ namespace {
 
 using testing::ElementsAre;
 
-const std::string kData = TIM4REC_SOURCE_DIR "/tests/store/testdata/";
+const std::string kData = SourceDir() + "/tests/store/testdata/";
 
 class FrozenStore : public testing::TestWithParam<std::string> {
  protected:

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "gtest/gtest.h"
+#include "tests/paths.h"
 #include "tests/store/crash_batches.h"
 #include "tests/store/store_fixture.h"
 
@@ -25,7 +26,7 @@ LastBatches WriteAndKill(const std::string& dir, int first, int acknowledgements
   last.fill(first - 1);
   int fds[2];
   EXPECT_EQ(pipe(fds), 0);
-  const std::string program = std::string(TIM4REC_BINARY_DIR) + "/bin/crash_writer";
+  const std::string program = BinaryDir() + "/bin/crash_writer";
   const std::string first_text = absl::StrCat(first);
   const pid_t child = fork();
   if (child == 0) {

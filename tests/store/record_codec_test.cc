@@ -9,6 +9,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
+#include "tests/paths.h"
 #include "tests/store/store_fixture.h"
 
 namespace tim4rec {
@@ -134,7 +135,7 @@ TEST(RecordCodec, WritesTheBytesOfFormatVersionTwo) {
 }
 
 TEST(RecordCodec, FormatDocumentShowsTheseBytes) {
-  std::ifstream file(absl::StrCat(TIM4REC_SOURCE_DIR, "/store/FORMAT.md"));
+  std::ifstream file(absl::StrCat(SourceDir(), "/store/FORMAT.md"));
   std::stringstream text;
   text << file.rdbuf();
   std::string document;

@@ -15,6 +15,7 @@
 #include "model/weights/safetensors.h"
 #include "tests/model/training/synthetic.h"
 #include "tests/model/training/temporary.h"
+#include "tests/paths.h"
 
 namespace tim4rec {
 namespace {
@@ -47,8 +48,8 @@ class CommandLine : public ::testing::Test {
   }
   static Outcome Run(const std::string& arguments) {
     const std::string out = directory_->path("out"), err = directory_->path("err");
-    const std::string command = std::string(TIM4REC_BINARY_DIR "/bin/tim4rec ") + arguments + " >" +
-                                out + " 2>" + err + " </dev/null";
+    const std::string command =
+        BinaryDir() + "/bin/tim4rec " + arguments + " >" + out + " 2>" + err + " </dev/null";
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, directory_->Read("out"),
             directory_->Read("err")};
