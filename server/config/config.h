@@ -38,7 +38,7 @@ struct ServerConfig {
     int64_t workers = 0;
     int64_t queue_rows = 16384;
     int64_t queue_bytes = 67108864;
-    int64_t queue_delay_ms = 50;
+    int64_t queue_delay_ms = 250;
     int64_t max_batch = 256;
     int64_t max_resident_users = 100000;
     int64_t checkpoint_interval_ms = 30000;

@@ -37,11 +37,11 @@ enum class LatePolicy {
 };
 
 struct PipelineOptions {
-  int workers = 1;                                      // at least 1
-  int64_t queue_rows = 16384;                           // waiting per worker, see JobQueue
-  int64_t queue_bytes = 64 << 20;                       // likewise
-  absl::Duration queue_delay = absl::Milliseconds(50);  // see Worker::RowsForNow
-  int64_t max_batch = 256;                              // jobs in one micro-batch
+  int workers = 1;                                       // at least 1
+  int64_t queue_rows = 16384;                            // waiting per worker, see JobQueue
+  int64_t queue_bytes = 64 << 20;                        // likewise
+  absl::Duration queue_delay = absl::Milliseconds(250);  // see Worker::RowsForNow
+  int64_t max_batch = 256;                               // jobs in one micro-batch
   int64_t max_resident_users = 100000;  // over all workers and models; each worker has at least one
   absl::Duration checkpoint_interval = absl::Seconds(30);  // zero: on eviction and drain only
   int64_t checkpoint_group = 2;                            // states per StateStore::Put
