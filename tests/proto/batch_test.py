@@ -164,6 +164,7 @@ class Offline(unittest.TestCase):
         asked = {"k": 7, "as_of_ms": T0 + 30_000}  # in the midst of the events: of most users the past is asked
         with ServerProcess(BUILD, self.data, env=environment) as server, Client(server.address) as client:
             with client.stream() as stream:
+                stream.send({u: [Interaction("item1", T0)] for u in users})  # so that each of them is in the store
                 for _ in range(rounds):  # late ones and items that the model does not know among them
                     stream.send({u: [Interaction(f"item{rng.randint(1, 62)}", T0 + rng.randint(0, 32) * 1000)]
                                  for u in rng.sample(users, 300)})
