@@ -37,8 +37,8 @@ class JobQueue {
 
   enum class Refusal { kNone, kFull, kShare };
 
-  // Queues the job, or refuses it: then `why` says what is full. The lane of single calls may be
-  // bounded to fewer rows for now.
+  // Queues the job, or refuses it: then `why` says what is full. The lane of single calls is
+  // bounded to `rows_for_now` where that is less than its limit.
   Refusal Push(Job* job, int64_t rows_for_now, absl::Status* why);
 
   // Moves the first jobs of a lane to `batch`: at most `jobs`, and after the first no more than

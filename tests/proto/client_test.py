@@ -4,6 +4,7 @@ Usage: client_test.py BUILD [unittest arguments]     BUILD: build/<preset>
 """
 import asyncio
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -271,7 +272,10 @@ class RecommendBatch(WithServer):
 
     def test_old_calls_are_followed_by_new_ones(self):
         client = self.connect(self.serve().address)
-        with mock.patch("tim4rec._core.STREAM_CALL_S", 0.02):
+        # Every look at the clock moves it on, so that a call grows old between any two of them.
+        looks = itertools.count()
+        clock = mock.Mock(monotonic=lambda: next(looks) / 5, sleep=time.sleep)
+        with mock.patch("tim4rec._core.STREAM_CALL_S", 1.0), mock.patch("tim4rec.client.time", clock):
             users = [f"u{n}" for n in range(20_000)]
             self.assertEqual([a.user_id for a in client.recommend_batch(users, Query(k=1))], users)
             with client.stream() as stream:
@@ -280,6 +284,19 @@ class RecommendBatch(WithServer):
                     acks += stream.send({"u": events("item1", start=T0 + n)})
                 acks += stream.flush()
             self.assertEqual(sum(a.applied for a in acks), 300)  # none was sent twice
+
+    def test_old_calls_are_followed_by_new_ones_in_asyncio(self):
+        address, looks = self.serve().address, itertools.count()
+        clock = mock.Mock(monotonic=lambda: next(looks) / 5)
+
+        async def send():
+            async with AsyncClient(address) as client, client.stream() as stream:
+                acks = []
+                for n in range(300):
+                    acks += await stream.send({"u": events("item1", start=T0 + n)})
+                return acks + await stream.flush()
+        with mock.patch("tim4rec._core.STREAM_CALL_S", 1.0), mock.patch("tim4rec.aio.time", clock):
+            self.assertEqual(sum(a.applied for a in asyncio.run(send())), 300)
 
 
 class Options(unittest.TestCase):

@@ -59,7 +59,7 @@ TEST_F(JobQueues, AreBoundedByRows) {
   queue_->PopOnline(1, &batch);
   EXPECT_THAT(batch, ElementsAre(jobs_[0].get()));
   EXPECT_EQ(Push(New("c", 60)), Refusal::kNone);
-  // Fewer for now.
+  // And by the rows that the caller allows, where those are fewer.
   queue_->PopOnline(1, &batch);
   EXPECT_EQ(Push(New("d"), 60), Refusal::kFull);
   EXPECT_EQ(Push(New("d"), 61), Refusal::kNone);

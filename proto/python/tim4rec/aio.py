@@ -75,7 +75,7 @@ class AsyncClient:
         stream, source, ended = self._stream("RecommendBatch", unanswered), iter(user_ids), False
         try:
             while not ended or unanswered:
-                while not ended and not unanswered.full() and not (stream.is_old() and unanswered):
+                while not ended and stream.may_put():
                     users = list(itertools.islice(source, _core.BATCH_USERS))
                     ended = not users
                     if users:
@@ -123,12 +123,16 @@ class _AsyncStream(Generic[T]):
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
         self._opened_s = 0.0
 
-    def is_old(self) -> bool:
-        return self._call is not None and time.monotonic() - self._opened_s > _core.STREAM_CALL_S
+    def may_put(self) -> bool:
+        """Whether a request may be put now; else `read`. An old call is followed by a new one once all is answered."""
+        if self._call is not None and time.monotonic() - self._opened_s > _core.STREAM_CALL_S:
+            if self._unanswered:
+                return False
+            self.end()
+        return not self._unanswered.full()
 
     def put(self, request: Any) -> None:
-        if self.is_old():
-            self.end()
+        """Sends what was just added to the unanswered."""
         if self._call is None:
             self._open()
         else:
@@ -172,7 +176,7 @@ class AsyncInteractionStream:
     async def send(self, users: Mapping[str, Sequence[Interaction]]) -> list[BatchAck]:
         """As `InteractionStream.send`."""
         acks: list[BatchAck] = []
-        while self._unanswered.full() or (self._stream.is_old() and self._unanswered):
+        while not self._stream.may_put():
             acks.append(await self._stream.read())
         self._stream.put(self._unanswered.add(users))
         return acks
