@@ -1,12 +1,9 @@
 #include "server/service/interaction_stream.h"
 
 #include <google/protobuf/arena.h>
-#include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
-#include <grpcpp/impl/codegen/proto_utils.h>
 
 #include <atomic>
-#include <chrono>
 #include <deque>
 #include <memory>
 #include <string>
@@ -15,7 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "server/service/client_key.h"
+#include "server/service/batch_stream.h"
 #include "server/service/parse.h"
 #include "server/service/status.h"
 
@@ -24,9 +21,6 @@ namespace tim4rec {
 class InteractionStream;
 
 namespace {
-
-// How long a batch waits before it asks a full queue again: about one micro-batch.
-constexpr std::chrono::milliseconds kRetryDelay(2);
 
 struct Batch;
 
@@ -59,35 +53,18 @@ struct Batch {
 // its answer, or leaves that to whoever completes the batch before it. Nothing is read while a
 // batch waits for room in a queue, or while `max_stream_batches` are unanswered: gRPC's flow
 // control then holds back the client.
-class InteractionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
-                                public OpenStream {
+class InteractionStream final : public BatchStream {
  public:
   InteractionStream(const ServiceDeps& deps, OpenStreams* streams,
                     grpc::CallbackServerContext* context)
-      : streams_(*streams),
-        deps_(deps),
-        deadline_(absl::FromChrono(context->deadline())),
-        client_(ClientKey(*context, deps.limits.client_metadata)) {}
-
-  void Start() override {
-    std::lock_guard lock(mutex_);
-    Step();
-  }
-
-  void Drain() override {
-    std::lock_guard lock(mutex_);
-    End(absl::UnavailableError(
-        "the server is draining; send what it has not answered to another one"));
-    Step();
-  }
+      : BatchStream(deps, streams, context, Method::kStreamInteractions,
+                    "send what it has not answered to another one") {}
 
   void OnBatchDone(Batch* batch);
 
  private:
   void OnReadDone(bool ok) override;
-  void OnWriteDone(bool ok) override;
   void OnCancel() override;
-  void OnDone() override;
 
   std::unique_ptr<Batch> Decode();
   // Hands the batch's jobs to the pipeline, at once or as there is room.
@@ -95,40 +72,13 @@ class InteractionStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer,
 
   // All below: with `mutex_` held.
 
-  // Reads no more. The stream ends with the first error once no batch is left.
-  void End(absl::Status status) {
-    ending_ = true;
-    if (end_.ok()) end_ = std::move(status);
-  }
-  // Ends, and answers no batch any more.
-  void Break(absl::Status status) {
-    broken_ = true;
-    End(std::move(status));
-  }
-  // Does what can be done next: write an answer, read a batch, finish.
-  void Step();
-  void WriteAnswer(const Batch& batch);
+  void Step() override;
+  void OnWritten() override { batches_.pop_front(); }
+  bool WriteAnswer(const Batch& batch);
 
-  OpenStreams& streams_;
-  const ServiceDeps& deps_;
-  const absl::Time deadline_;
-  const uint64_t client_;
   std::atomic<bool> cancelled_ = false;
-  std::unique_ptr<grpc::Alarm> retry_;  // belongs to whoever submits
-
-  // Held over calls into gRPC, since a stream that may finish must not be touched afterwards, and
-  // recursive in case that gRPC calls back at once.
-  std::recursive_mutex mutex_;
   std::deque<std::unique_ptr<Batch>> batches_;  // not yet answered, in the order of the stream
-  grpc::ByteBuffer request_;
-  grpc::ByteBuffer response_;
-  bool reading_ = false;
-  bool taking_ = false;   // what was read is being decoded or submitted
-  bool writing_ = false;  // the answer to the first batch
-  bool ending_ = false;
-  bool broken_ = false;
-  bool finished_ = false;
-  absl::Status end_;
+  bool taking_ = false;                         // what was read is being decoded or submitted
 };
 
 void EntryJob::Complete() {
@@ -140,25 +90,17 @@ void InteractionStream::Step() {
   while (!writing_ && !batches_.empty() && batches_.front()->done) {
     const Batch& batch = *batches_.front();
     if (!broken_ && batch.status.ok()) {
-      writing_ = true;
-      WriteAnswer(batch);
-      return;
+      if (WriteAnswer(batch)) return;
     }
     if (!batch.status.ok()) Break(batch.status);
     batches_.pop_front();
   }
   if (ending_) {
     if (taking_ || writing_ || !batches_.empty()) return;
-    finished_ = true;
-    const grpc::Status status = ToGrpcStatus(end_);
-    if (!status.ok()) {
-      deps_.metrics->CountRequest(Method::kStreamInteractions, status.error_code(), 0);
-    }
-    Finish(status);
+    FinishStream();
   } else if (!reading_ && !taking_ &&
              static_cast<int64_t>(batches_.size()) < deps_.limits.max_stream_batches) {
-    reading_ = true;
-    StartRead(&request_);
+    Read();
   }
 }
 
@@ -232,9 +174,7 @@ void InteractionStream::SubmitJobs(Batch* batch) {
                              : deps_.pipeline->Submit(&job);
     if (taken.ok()) continue;
     if (absl::IsResourceExhausted(taken)) {
-      retry_ = std::make_unique<grpc::Alarm>();
-      retry_->Set(std::chrono::system_clock::now() + kRetryDelay,
-                  [this, batch](bool) { SubmitJobs(batch); });
+      RetryLater([this, batch] { SubmitJobs(batch); });
       return;
     }
     job.status = std::move(taken);
@@ -256,28 +196,16 @@ void InteractionStream::OnBatchDone(Batch* batch) {
   Step();
 }
 
-void InteractionStream::WriteAnswer(const Batch& batch) {
+bool InteractionStream::WriteAnswer(const Batch& batch) {
   google::protobuf::Arena arena;
   auto* response = google::protobuf::Arena::CreateMessage<v1::StreamInteractionsResponse>(&arena);
   response->set_sequence(batch.sequence);
   for (const EntryJob& job : batch.jobs) {
     EncodeBatchEntry(*job.record, job.rejections, job.user_index, response);
   }
-  response_.Clear();
-  bool own_buffer;
-  const grpc::Status encoded = grpc::SerializationTraits<v1::StreamInteractionsResponse>::Serialize(
-      *response, &response_, &own_buffer);
-  deps_.metrics->CountRequest(Method::kStreamInteractions, encoded.error_code(),
+  deps_.metrics->CountRequest(Method::kStreamInteractions, grpc::StatusCode::OK,
                               absl::ToDoubleSeconds(absl::Now() - batch.start));
-  StartWrite(&response_);
-}
-
-void InteractionStream::OnWriteDone(bool ok) {
-  std::lock_guard lock(mutex_);
-  writing_ = false;
-  batches_.pop_front();
-  if (!ok) Break(absl::CancelledError("the client went away"));
-  Step();
+  return Write(*response);
 }
 
 void InteractionStream::OnCancel() {
@@ -286,15 +214,7 @@ void InteractionStream::OnCancel() {
   for (const auto& batch : batches_) {
     for (EntryJob& job : batch->jobs) job.cancelled.store(true, std::memory_order_relaxed);
   }
-  Break(absl::CancelledError("cancelled by the client"));
-  Step();
-}
-
-void InteractionStream::OnDone() {
-  streams_.Remove(this);
-  // Whoever finished the stream may still hold it.
-  { std::lock_guard lock(mutex_); }
-  delete this;
+  BatchStream::OnCancel();
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* OpenInteractionStream(

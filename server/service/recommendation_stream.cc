@@ -1,12 +1,9 @@
 #include "server/service/recommendation_stream.h"
 
 #include <google/protobuf/arena.h>
-#include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
-#include <grpcpp/impl/codegen/proto_utils.h>
 
 #include <algorithm>
-#include <chrono>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -15,7 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "server/service/client_key.h"
+#include "server/service/batch_stream.h"
 #include "server/service/parse.h"
 #include "server/service/status.h"
 
@@ -25,8 +22,6 @@ class RecommendationStream;
 
 namespace {
 
-// How long a user waits before a full queue is asked again: about one micro-batch.
-constexpr std::chrono::milliseconds kRetryDelay(2);
 // An answer is not filled beyond this many bytes by more than one user.
 constexpr size_t kAnswerBytes = 64 << 10;
 // Users in the pipeline or waiting to be written: as many as a message may hold, fewer when their
@@ -57,33 +52,15 @@ struct PendingUser {
 
 }  // namespace
 
-// Every event (a message, a user's answer, a write that is done) ends in Step, which does what can
-// be done next. A message is read when all users of the one before are in the pipeline, and users
-// go there while fewer than MostInFlight are there or wait to be written: gRPC's flow control then
-// holds back a client that writes faster than it is answered, or does not read.
-class RecommendationStream final
-    : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
-      public OpenStream {
+// A message is read when all users of the one before are in the pipeline, and users go there while
+// fewer than MostInFlight are there or wait to be written: gRPC's flow control then holds back a
+// client that writes faster than it is answered, or does not read.
+class RecommendationStream final : public BatchStream {
  public:
   RecommendationStream(const ServiceDeps& deps, OpenStreams* streams,
                        grpc::CallbackServerContext* context)
-      : streams_(*streams),
-        deps_(deps),
-        deadline_(absl::FromChrono(context->deadline())),
-        client_(ClientKey(*context, deps.limits.client_metadata)) {}
-
-  void Start() override {
-    std::lock_guard lock(mutex_);
-    Step();
-  }
-
-  void Drain() override {
-    std::lock_guard lock(mutex_);
-    End(
-        absl::UnavailableError("the server is draining; ask another one for the users that it has "
-                               "not answered"));
-    Step();
-  }
+      : BatchStream(deps, streams, context, Method::kRecommendBatch,
+                    "ask another one for the users that it has not answered") {}
 
   void OnUserDone(UserJob* job) {
     std::lock_guard lock(mutex_);
@@ -93,23 +70,14 @@ class RecommendationStream final
 
  private:
   void OnReadDone(bool ok) override;
-  void OnWriteDone(bool ok) override;
-  void OnCancel() override;
-  void OnDone() override;
 
   // All below: with `mutex_` held.
 
-  // Takes no further user. The stream ends with the first error once those taken are answered.
-  void End(absl::Status status) {
-    ending_ = true;
-    pending_.clear();
-    if (end_.ok()) end_ = std::move(status);
-  }
-  // Ends, and answers nobody any more.
-  void Break(absl::Status status);
-  void Step();
+  void Step() override;
+  void OnBroken() override;
   absl::Status TakeMessage();
   absl::Status TakeOptions(const v1::RecommendRequest& options, const BrokenText& broken);
+  // Those of a stream that ends are forgotten.
   void SubmitUsers();
   void WriteAnswer();
   void CountUser(const UserJob& job) {
@@ -117,29 +85,12 @@ class RecommendationStream final
                                 absl::ToDoubleSeconds(absl::Now() - job.start));
   }
 
-  OpenStreams& streams_;
-  const ServiceDeps& deps_;
-  const absl::Time deadline_;
-  const uint64_t client_;
-
-  // Held over calls into gRPC, since a stream that may finish must not be touched afterwards, and
-  // recursive in case that gRPC calls back at once.
-  std::recursive_mutex mutex_;
   ModelHandle model_;  // of all answers; null before the first message
   RecommendCommand options_;
   std::deque<PendingUser> pending_;
   std::deque<std::unique_ptr<UserJob>> users_;  // in the order of the stream
-  grpc::ByteBuffer request_;
-  grpc::ByteBuffer response_;
-  std::unique_ptr<grpc::Alarm> retry_;
-  bool retrying_ = false;  // a queue was full
-  bool reading_ = false;
-  bool writing_ = false;
-  bool read_all_ = false;  // the client sends no more
-  bool ending_ = false;
-  bool broken_ = false;
-  bool finished_ = false;
-  absl::Status end_;
+  bool retrying_ = false;                       // a queue was full
+  bool read_all_ = false;                       // the client sends no more
 };
 
 void UserJob::Complete() { stream->OnUserDone(this); }
@@ -156,15 +107,9 @@ void RecommendationStream::Step() {
   if (read_all_ && pending_.empty()) End(absl::OkStatus());
   if (ending_) {
     if (writing_ || retrying_ || !users_.empty()) return;
-    finished_ = true;
-    const grpc::Status status = ToGrpcStatus(end_);
-    if (!status.ok()) {
-      deps_.metrics->CountRequest(Method::kRecommendBatch, status.error_code(), 0);
-    }
-    Finish(status);
+    FinishStream();
   } else if (!reading_ && !read_all_ && pending_.empty()) {
-    reading_ = true;
-    StartRead(&request_);
+    Read();
   }
 }
 
@@ -226,6 +171,7 @@ absl::Status RecommendationStream::TakeOptions(const v1::RecommendRequest& optio
 }
 
 void RecommendationStream::SubmitUsers() {
+  if (ending_) pending_.clear();
   while (!retrying_ && !pending_.empty() && users_.size() < MostInFlight(options_)) {
     PendingUser& next = pending_.front();
     auto job = std::make_unique<UserJob>();
@@ -242,8 +188,7 @@ void RecommendationStream::SubmitUsers() {
                              : absl::InvalidArgumentError(absl::StrCat("user_id: ", next.fault));
     if (absl::IsResourceExhausted(taken)) {
       retrying_ = true;
-      retry_ = std::make_unique<grpc::Alarm>();
-      retry_->Set(std::chrono::system_clock::now() + kRetryDelay, [this](bool) {
+      RetryLater([this] {
         std::lock_guard lock(mutex_);
         retrying_ = false;
         Step();
@@ -279,39 +224,11 @@ void RecommendationStream::WriteAnswer() {
     bytes += answer->ByteSizeLong();
     users_.pop_front();
   }
-  response_.Clear();
-  bool own_buffer;
-  const grpc::Status encoded = grpc::SerializationTraits<v1::RecommendBatchResponse>::Serialize(
-      *response, &response_, &own_buffer);
-  if (!encoded.ok()) return Break(absl::InternalError(encoded.error_message()));
-  writing_ = true;
-  StartWrite(&response_);
+  Write(*response);
 }
 
-void RecommendationStream::OnWriteDone(bool ok) {
-  std::lock_guard lock(mutex_);
-  writing_ = false;
-  if (!ok) Break(absl::CancelledError("the client went away"));
-  Step();
-}
-
-void RecommendationStream::OnCancel() {
-  std::lock_guard lock(mutex_);
-  Break(absl::CancelledError("cancelled by the client"));
-  Step();
-}
-
-void RecommendationStream::Break(absl::Status status) {
-  broken_ = true;
+void RecommendationStream::OnBroken() {
   for (const auto& job : users_) job->cancelled.store(true, std::memory_order_relaxed);
-  End(std::move(status));
-}
-
-void RecommendationStream::OnDone() {
-  streams_.Remove(this);
-  // Whoever finished the stream may still hold it.
-  { std::lock_guard lock(mutex_); }
-  delete this;
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* OpenRecommendationStream(

@@ -1,0 +1,92 @@
+// What the streams of batches share: one lock, reads, writes, and the end.
+#ifndef TIM4REC_SERVER_SERVICE_BATCH_STREAM_H_
+#define TIM4REC_SERVER_SERVICE_BATCH_STREAM_H_
+
+#include <google/protobuf/message.h>
+#include <grpcpp/alarm.h>
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/server_callback.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/service/open_streams.h"
+#include "server/service/service_deps.h"
+
+namespace tim4rec {
+
+// A stream that gRPC's flow control holds back: it reads a message when it has room for it, and
+// ends when what it took is answered. It deletes itself. Every event (a message, a job's end, a
+// write that is done) ends in Step, which does what can be done next.
+class BatchStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
+                    public OpenStream {
+ public:
+  void Start() final;
+  void Drain() final;
+
+ protected:
+  // `method` is counted; `instead`: what a client does about what a drain leaves unanswered.
+  BatchStream(const ServiceDeps& deps, OpenStreams* streams, grpc::CallbackServerContext* context,
+              Method method, std::string instead);
+
+  void OnCancel() override;
+
+  // Calls `again` after about one micro-batch, from any thread. One at a time.
+  void RetryLater(std::function<void()> again);
+
+  // All below: with `mutex_` held.
+
+  // Does what can be done next: write an answer, read a message, finish.
+  virtual void Step() = 0;
+  // An answer was written, or could not be: `writing_` is false, no further one has begun.
+  virtual void OnWritten() {}
+  // Nobody is answered any more.
+  virtual void OnBroken() {}
+
+  // Takes nothing further. The stream ends with the first error once what was taken is answered.
+  void End(absl::Status status);
+  // Ends, and answers nobody any more.
+  void Break(absl::Status status);
+  // Reads a message into `request_`.
+  void Read();
+  // Writes an answer. False if it cannot be encoded, which breaks the stream.
+  bool Write(const google::protobuf::Message& answer);
+  // Finishes with what End was given, when nothing is under way.
+  void FinishStream();
+
+  const ServiceDeps& deps_;
+  const absl::Time deadline_;
+  const uint64_t client_;
+
+  // Held over calls into gRPC, since a stream that may finish must not be touched afterwards, and
+  // recursive in case that gRPC calls back at once.
+  std::recursive_mutex mutex_;
+  grpc::ByteBuffer request_;
+  bool reading_ = false;
+  bool writing_ = false;
+  bool ending_ = false;
+  bool broken_ = false;
+  bool finished_ = false;
+
+ private:
+  void OnWriteDone(bool ok) final;
+  void OnDone() final;
+
+  OpenStreams& streams_;
+  const Method method_;
+  const std::string instead_;
+  std::unique_ptr<grpc::Alarm> retry_;  // belongs to whoever retries
+
+  // Guarded by `mutex_`.
+  grpc::ByteBuffer response_;
+  absl::Status end_;
+};
+
+}  // namespace tim4rec
+
+#endif  // TIM4REC_SERVER_SERVICE_BATCH_STREAM_H_
