@@ -180,6 +180,10 @@ class Unanswered(Generic[T]):
         """Whether the server owes an answer."""
         raise NotImplementedError
 
+    def full(self) -> bool:
+        """Whether an answer has to be read before more is sent."""
+        raise NotImplementedError
+
     def requests(self) -> Iterable[Any]:
         """What a new call begins with: all of it again."""
         raise NotImplementedError
