@@ -14,10 +14,10 @@ TINY_MODEL = ROOT / "tests" / "e2e" / "testdata" / "tiny_model"  # items "item1"
 class ServerProcess:
     """A running server on ports of its own; `address` and `metrics` are HOST:PORT."""
 
-    def __init__(self, build, data, *flags, listen="127.0.0.1:0", env=None):
+    def __init__(self, build, data, *flags, listen="127.0.0.1:0", env=None, model=TINY_MODEL):
         """Raises RuntimeError with the server's errors if it does not come up."""
         self._errors = tempfile.TemporaryFile("w+")
-        command = [str(build / "bin" / "tim4rec-server"), "--model", str(TINY_MODEL), "--data", str(data),
+        command = [str(build / "bin" / "tim4rec-server"), "--model", str(model), "--data", str(data),
                    "--listen", listen, "--metrics-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._errors, text=True,
                                         env={**os.environ, **(env or {})})

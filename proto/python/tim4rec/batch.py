@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import itertools
 import json
 import os
@@ -90,42 +91,58 @@ def table_of(answers: Sequence[UserRecommendation]) -> pa.Table:
     return pa.table([pa.array(v, f.type) for v, f in zip(columns, SCHEMA)], schema=SCHEMA)
 
 
-class Job:
-    """The parts of one run: asks, writes, tells how far it is."""
+def pinned(query: Query, server: str, **options: Any) -> Query:
+    """The query with the model that `server` serves now and this moment where it names none, so that all answers are alike."""
+    with Client(server, retry=PATIENT, **options) as client:
+        model = client.recommend("-", Query(k=1, model=query.model)).provenance.model
+    return dataclasses.replace(query, as_of_ms=query.as_of_ms or int(time.time() * 1000), model=model)
 
-    def __init__(self, out: pathlib.Path, servers: Sequence[str], query: Query, shard: int | None) -> None:
-        self._out, self._query, self._shard = out, query, shard
+
+class Shards:
+    """Asks every user of the server that holds the user, by the names that the router has for the servers.
+
+    only: the one server to ask; the others' users are left out. options: of each Client. Close it.
+    """
+
+    def __init__(self, servers: Sequence[str], only: str | None = None, **options: Any) -> None:
         self._ring, self._servers = Ring(servers), list(servers)
-        self._clients = {s: Client(s, retry=PATIENT) for s in servers if shard is None or s == servers[shard]}
+        self._clients = {s: Client(s, retry=PATIENT, **options) for s in servers if only in (None, s)}
         self._pool = concurrent.futures.ThreadPoolExecutor(len(self._clients))
 
-    def answer(self, users: Sequence[str]) -> list[UserRecommendation]:
-        """In the order of `users`, those of other shards left out; every server at the same time."""
+    def answer(self, users: Sequence[str], query: Query) -> list[UserRecommendation]:
+        """In the order of `users`; every server at the same time. CallError: a server could not be had."""
         places: dict[str, list[int]] = {s: [] for s in self._servers}
         for place, user in enumerate(users):
             places[self._ring.server_of(user)].append(place)
 
         def ask(server: str) -> list[UserRecommendation]:
-            return list(self._clients[server].recommend_batch((users[p] for p in places[server]), self._query))
+            return list(self._clients[server].recommend_batch((users[p] for p in places[server]), query))
         answers: list[UserRecommendation | None] = [None] * len(users)
         for server, found in zip(self._clients, self._pool.map(ask, self._clients)):
             for place, one in zip(places[server], found):
                 answers[place] = one
         return [a for a in answers if a is not None]
 
-    def write(self, number: int, answers: Sequence[UserRecommendation]) -> None:
-        """A part is there whole, or not at all."""
-        part = part_of(self._out, number)
-        new = part.with_suffix(".new")
-        pq.write_table(table_of(answers), new)
-        with new.open("rb") as file:
-            os.fsync(file.fileno())
-        new.replace(part)
-
     def close(self) -> None:
         self._pool.shutdown()
         for client in self._clients.values():
             client.close()
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_part(out: pathlib.Path, number: int, answers: Sequence[UserRecommendation]) -> None:
+    """A part is there whole, or not at all."""
+    part = part_of(out, number)
+    new = part.with_suffix(".new")
+    pq.write_table(table_of(answers), new)
+    with new.open("rb") as file:
+        os.fsync(file.fileno())
+    new.replace(part)
 
 
 def part_of(out: pathlib.Path, number: int) -> pathlib.Path:
@@ -170,10 +187,9 @@ def plan(arguments: argparse.Namespace, servers: Sequence[str]) -> Query:
                 raise ValueError(f"{path}: the first run had {name} {plan_of_first[name]!r}, this one has {value!r}")
         wanted = plan_of_first
     else:
-        with Client(servers[0], retry=PATIENT) as client:
-            # Pinned, so that every part is of the same model and moment.
-            wanted["model"] = client.recommend("-", Query(k=1, model=arguments.model)).provenance.model
-        wanted["as_of_ms"] = arguments.as_of_ms or int(time.time() * 1000)
+        # By the same server whatever the shard.
+        asked = pinned(Query(as_of_ms=arguments.as_of_ms or 0, model=arguments.model), servers[0])
+        wanted["model"], wanted["as_of_ms"] = asked.model, asked.as_of_ms
         new = path.with_suffix(".new")
         new.write_text(json.dumps(wanted, indent=1) + "\n")
         new.replace(path)
@@ -185,24 +201,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.shard is not None and not 0 <= arguments.shard < len(servers):
         raise ValueError(f"--shard {arguments.shard}: there are {len(servers)} servers")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    job = Job(arguments.out, servers, plan(arguments, servers), arguments.shard)
-    bar = Bar(count_users(arguments.users, arguments.column))
-    users = read_users(arguments.users, arguments.column)
+    query = plan(arguments, servers)
     done = made = failed = 0
-    try:
+    with Shards(servers, None if arguments.shard is None else servers[arguments.shard]) as shards:
+        bar = Bar(count_users(arguments.users, arguments.column))
+        users = read_users(arguments.users, arguments.column)
         for number in itertools.count():
             part = list(itertools.islice(users, arguments.part_users))
             if not part:
                 break
             if not part_of(arguments.out, number).exists():
-                answers = job.answer(part)
+                answers = shards.answer(part, query)
                 failed += sum(a.error is not None for a in answers)
-                job.write(number, answers)
+                write_part(arguments.out, number, answers)
                 made += len(part)
             done += len(part)
             bar.show(done, made)
-    finally:
-        job.close()
     if failed:
         print(f"tim4rec-batch: {failed} users could not be answered; see the column `error`", file=sys.stderr)
     return 1 if failed else 0
