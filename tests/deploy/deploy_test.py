@@ -87,6 +87,25 @@ class Packages(unittest.TestCase):
         self.assertEqual(run(DEPLOY / "install_packages.sh", "--test").returncode, 2)
 
 
+class Capacity(unittest.TestCase):
+    def plan(self, *flags):
+        done = run(DEPLOY / "capacity.py", *flags)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def test_the_table_of_the_readme_is_what_it_prints(self):
+        self.assertIn(self.plan(), (DEPLOY / "README.md").read_text())
+
+    def test_whatever_is_scarcest_decides(self):
+        # A million users: 46,300 events/s at 124 us are 5.7 cores; a tenth in memory is 3.9 GB; no events kept: 42 GB.
+        flags = ["--users", 1e6, "--daily", 1, "--recommends", 0, "--events", 1000, "--peak", 4, "--hot", 0.1, "--history", 0]
+        self.assertRegex(self.plan(*flags), r"\| 1M \| 0 \| 46k \| 5\.7 \| 3\.9 GB \| 42 GB \| 2 \|")
+        self.assertRegex(self.plan(*flags, "--shard-cores", 1), r"\| 10 \|\n$")
+        self.assertRegex(self.plan(*flags, "--shard-memory", 4), r"\| 2 \|\n$")
+        self.assertRegex(self.plan(*flags, "--shard-memory", 2), r"\| 7 \|\n$")
+        self.assertRegex(self.plan(*flags, "--shard-disk", 0.01), r"\| 7 \|\n$")
+
+
 class Quickstart(unittest.TestCase):
     def test_an_unknown_option_and_a_missing_file_are_refused(self):
         for argument, word in (("--nope", "unknown option --nope"), ("/nowhere.inter", "cannot read /nowhere.inter")):

@@ -190,6 +190,45 @@ class Outage(WithServers):
         self.assertGreater(sum(self.acknowledged.values()), 100)
 
 
+class RollingRestart(WithServers):
+    """An upgrade as a StatefulSet makes it: one server at a time drains, ends and comes back on its volume."""
+
+    def test_no_call_fails_and_nothing_is_lost(self):
+        router, over = self.route(), threading.Event()
+        users = [[f"u{t}.{n}" for n in range(12)] for t in range(3)]
+        acknowledged, asked, failed = collections.Counter(), collections.Counter(), []
+
+        def call(mine):
+            n = 0
+            with Client(router.address, retry=Retry(attempts=100), timeout_s=60) as client:
+                while not over.is_set():
+                    for user in mine:
+                        try:
+                            client.record(user, event(n))
+                            acknowledged[user] += 1
+                            client.recommend(user, Query(k=3))
+                            asked[user] += 1
+                        except CallError as error:
+                            failed.append((user, error))
+                    n += 1
+        threads = [threading.Thread(target=call, args=(mine,)) for mine in users]
+        for t in threads:
+            t.start()
+        for name in self.names:
+            before = sum(asked.values())
+            while sum(asked.values()) < before + 100:
+                time.sleep(0.01)
+            self.assertEqual(self.servers[name].stop(), 0)
+            self.servers[name] = self.serve(name)
+        over.set()
+        for t in threads:
+            t.join()
+        self.assertEqual(failed, [])
+        client = self.connect(router.address)
+        for user in sum(users, []):
+            self.assertEqual(client.get_user(user).event_count, acknowledged[user], user)
+
+
 class Refusals(WithServers):
     count = 1
 
