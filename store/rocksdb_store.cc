@@ -634,4 +634,27 @@ StoreStats RocksDbStore::stats() const {
           .append_failures = rep_->append_failures.load(std::memory_order_relaxed)};
 }
 
+StoreSizes RocksDbStore::sizes() const {
+  const Rep::Use use = rep_->Reading();
+  if (!use.status.ok()) return {};
+  using Properties = rocksdb::DB::Properties;
+  const auto of_all = [&](const std::string& property) {
+    uint64_t value = 0;
+    rep_->db->GetAggregatedIntProperty(property, &value);
+    return value;
+  };
+  // Of what all families share: the cache, and the control of writes.
+  const auto of_one = [&](const std::string& property) {
+    uint64_t value = 0;
+    rep_->db->GetIntProperty(rep_->families[kEventsFamily], property, &value);
+    return value;
+  };
+  return {.table_bytes = of_all(Properties::kTotalSstFilesSize),
+          .memtable_bytes = of_all(Properties::kCurSizeAllMemTables),
+          .cache_bytes = of_one(Properties::kBlockCacheUsage),
+          .pending_compaction_bytes = of_all(Properties::kEstimatePendingCompactionBytes),
+          .writes_slowed = of_one(Properties::kIsWriteStopped) != 0 ||
+                           of_one(Properties::kActualDelayedWriteRate) != 0};
+}
+
 }  // namespace tim4rec

@@ -32,6 +32,15 @@ struct StoreStats {
   uint64_t append_failures = 0;  // Append calls that the disk refused
 };
 
+// Of RocksDB, for telemetry.
+struct StoreSizes {
+  uint64_t table_bytes = 0;               // files on disk
+  uint64_t memtable_bytes = 0;            // in memory, not yet flushed
+  uint64_t cache_bytes = 0;               // of the block cache, in use
+  uint64_t pending_compaction_bytes = 0;  // still to be rewritten, estimated
+  bool writes_slowed = false;             // delayed or stopped until compaction has caught up
+};
+
 struct StoredState {
   std::string_view user_id;      // empty if the key is malformed
   std::string_view fingerprint;  // of the model, 32 hex digits; empty if the key is malformed
@@ -111,6 +120,8 @@ class RocksDbStore final : public EventLog, public StateStore {
   // then.
   absl::Status CheckWritable();
   StoreStats stats() const;
+  // Zeros while the database is closed after an error. Takes RocksDB's lock: not for every call.
+  StoreSizes sizes() const;
 
  private:
   struct Rep;

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -14,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "model/backends/builtin.h"
+#include "server/app/run_marker.h"
 #include "server/app/store_watch.h"
 #include "server/pipeline/model_swap.h"
 #include "server/pipeline/models.h"
@@ -84,6 +86,8 @@ struct Server::Rep {
   std::atomic<bool> ready = false;
   std::unique_ptr<Models> models;
   std::unique_ptr<RocksDbStore> store;
+  std::optional<RunMarker> run;
+  bool served = false;
   std::unique_ptr<Pipeline> pipeline;
   ServiceDeps service_deps;
   std::unique_ptr<RecommenderService> service;
@@ -101,6 +105,7 @@ struct Server::Rep {
 
   absl::Status OpenConfiguredModel();
   absl::Status OpenStore();
+  void UpdateMetrics();
   void StartPipeline();
   absl::Status StartGrpc();
   absl::Status StartAdmin();
@@ -138,12 +143,33 @@ absl::Status Server::Rep::OpenStore() {
   if (absl::Status writable = store->CheckWritable(); !writable.ok()) {
     return Named("store", writable);
   }
-  metrics.OnScrape([this] {
-    const StoreStats stats = store->stats();
-    metrics.corrupt_states->Set(static_cast<double>(stats.corrupt_states));
-    metrics.corrupt_bases->Set(static_cast<double>(stats.corrupt_bases));
-  });
+  auto begun = RunMarker::Begin(config.store.dir);
+  if (!begun.ok()) return Named("store", begun.status());
+  run = *std::move(begun);
+  metrics.unclean_starts->Set(static_cast<double>(run->unclean_starts()));
+  if (run->unclean_starts() > 0) {
+    Log(LogLevel::kWarning, "the run before this one did not drain",
+        {{"unclean_starts", run->unclean_starts()}});
+  }
+  metrics.resident_users_limit->Set(static_cast<double>(config.pipeline.max_resident_users));
+  metrics.OnScrape([this] { UpdateMetrics(); });
   return absl::OkStatus();
+}
+
+void Server::Rep::UpdateMetrics() {
+  const auto set = [](prometheus::Gauge* gauge, auto value) {
+    gauge->Set(static_cast<double>(value));
+  };
+  const StoreStats stats = store->stats();
+  set(metrics.corrupt_states, stats.corrupt_states);
+  set(metrics.corrupt_bases, stats.corrupt_bases);
+  const StoreSizes sizes = store->sizes();
+  set(metrics.store_table_bytes, sizes.table_bytes);
+  set(metrics.store_memtable_bytes, sizes.memtable_bytes);
+  set(metrics.store_cache_bytes, sizes.cache_bytes);
+  set(metrics.store_compaction_bytes, sizes.pending_compaction_bytes);
+  set(metrics.store_writes_slowed, sizes.writes_slowed);
+  set(metrics.loaded_models, models->List().size());
 }
 
 void Server::Rep::StartPipeline() {
@@ -252,6 +278,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
   if (absl::Status s = rep.StartAdmin(); !s.ok()) return s;
   rep.metrics.store_writable->Set(1);
   rep.SetServing(true);
+  rep.served = true;
   rep.store_watch = std::make_unique<StoreWatch>(
       rep.store.get(), [&rep](const absl::Status& writable) { rep.OnStoreChange(writable); });
   return server;
@@ -277,6 +304,8 @@ absl::Status Server::Drain() {
     rep.admin->Shutdown(std::chrono::system_clock::now() + kGoodbye);
     rep.admin->Wait();
   }
+  // A start that failed leaves the marker: over and over again it is a crash loop too.
+  if (drained.ok() && rep.served) drained = rep.run->End();
   return drained;
 }
 

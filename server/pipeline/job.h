@@ -88,6 +88,16 @@ struct VerifyUserCommand {
   std::string difference;  // the first; empty if there is none
 };
 
+// Where an answer's time went, for telemetry. All but `queue` are of the micro-batch that answered
+// and so shared by its requests; each waited for all of it.
+struct StageTimes {
+  absl::Duration queue;   // from Submit until that micro-batch began
+  absl::Duration append;  // events into the log, synced if a request of the batch asks for it
+  absl::Duration load;    // logs and checkpoints read
+  absl::Duration fold;    // events into states
+  absl::Duration rank;    // queries and the best items
+};
+
 // Filled in by the service, completed by the pipeline. A job has `record`, `recommend` or both, or
 // `history` and `recommend`, or `get_user`, or `delete_user`, or `verify_user`.
 struct Job {
@@ -115,6 +125,8 @@ struct Job {
   std::optional<DeleteUserCommand> delete_user;
   std::optional<VerifyUserCommand> verify_user;
 
+  absl::Time submitted;  // set by Submit
+  StageTimes stages;     // answer
   absl::Status status;
   // When Submit refuses with RESOURCE_EXHAUSTED: how long what waits will take, as measured.
   absl::Duration retry_after;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "server/pipeline/history.h"
 #include "server/pipeline/verify_user.h"
 #include "server/telemetry/log.h"
@@ -58,6 +59,7 @@ bool MicroBatch::Add(Job* job) {
 }
 
 std::vector<Job*> MicroBatch::Execute() {
+  begin_ = lap_ = absl::Now();
   deps_.residents->FollowLog(deps_.log->generation());
   if (deps_.late_policy != LatePolicy::kRefold) {
     for (UserWork& work : works_) PlaceLate(&work);
@@ -66,6 +68,7 @@ std::vector<Job*> MicroBatch::Execute() {
   // What a failed call wrote may have become part of the log since, and lie below what was
   // appended.
   deps_.residents->FollowLog(deps_.log->generation());
+  stages_.append = Lap();
   for (UserWork& work : works_) PrepareUser(&work);
   for (UserWork& work : works_) {
     for (Job* job : work.jobs) {
@@ -73,11 +76,31 @@ std::vector<Job*> MicroBatch::Execute() {
     }
   }
   for (Job* job : histories_) PrepareHistoryRead(job);
+  stages_.load = Lap();
   for (const LoadedModel* model : models_) {
     Fold(*model);
+    stages_.fold += Lap();
     Rank(*model);
+    stages_.rank += Lap();
   }
   return Finish();
+}
+
+absl::Duration MicroBatch::Lap() {
+  const absl::Time now = absl::Now();
+  return now - std::exchange(lap_, now);
+}
+
+void MicroBatch::ObserveStages() const {
+  const auto any = [this](auto holds) { return std::any_of(jobs_.begin(), jobs_.end(), holds); };
+  if (any([](const Job* job) { return job->record.has_value(); })) {
+    deps_.metrics->append_seconds->Observe(absl::ToDoubleSeconds(stages_.append));
+  }
+  deps_.metrics->load_seconds->Observe(absl::ToDoubleSeconds(stages_.load));
+  deps_.metrics->fold_seconds->Observe(absl::ToDoubleSeconds(stages_.fold));
+  if (!reads_.empty()) {
+    deps_.metrics->rank_seconds->Observe(absl::ToDoubleSeconds(stages_.rank));
+  }
 }
 
 // An event is late if it lies before one that the log held, or that an earlier request of the batch
@@ -226,8 +249,9 @@ absl::Status MicroBatch::Append(std::span<const RecordAppend> appends, Durabilit
 
 void MicroBatch::FailAppends(std::span<const RecordAppend> appends, const absl::Status& status) {
   deps_.metrics->failed_append->Increment();
-  Log(LogLevel::kError, "append to the event log failed",
-      {{"error", LogText(status)}, {"requests", appends.size()}});
+  static LogLimit limit;
+  LogSome(&limit, LogLevel::kError, "append to the event log failed",
+          {{"error", LogText(status)}, {"requests", appends.size()}});
   for (const RecordAppend& append : appends) {
     append.job->status = status;
     // A failed write may turn out to have reached the disk. The log decides at the next load.
@@ -286,8 +310,9 @@ absl::Status MicroBatch::LoadUser(UserWork* work) {
   const auto stored = deps_.states->Get(work->user_id, work->model->fingerprint());
   if (!stored.ok()) {
     deps_.metrics->failed_read->Increment();
-    Log(LogLevel::kWarning, "checkpoint not readable, folding the log",
-        {{"error", LogText(stored.status())}});
+    static LogLimit limit;
+    LogSome(&limit, LogLevel::kWarning, "checkpoint not readable, folding the log",
+            {{"error", LogText(stored.status())}});
   }
   const StateRecord* checkpoint = stored.ok() && stored->has_value() ? &**stored : nullptr;
   std::unordered_set<Position> added;
@@ -461,7 +486,9 @@ void MicroBatch::Fold(const LoadedModel& model) {
   if (runs.empty()) return;
   const absl::Status advanced = model.engine->backend().Advance(runs);
   if (!advanced.ok()) {
-    Log(LogLevel::kError, "fold failed", {{"error", LogText(advanced)}, {"runs", runs.size()}});
+    static LogLimit limit;
+    LogSome(&limit, LogLevel::kError, "fold failed",
+            {{"error", LogText(advanced)}, {"runs", runs.size()}});
     return FailFold(model, advanced);
   }
   for (const UserWork& work : works_) {
@@ -633,9 +660,13 @@ std::vector<Job*> MicroBatch::Finish() {
       Count(*job->record);
     }
   }
+  stages_.load += Lap();
+  ObserveStages();
   // The users' ids belong to the jobs: nothing of the batch is read once they are complete.
   std::vector<Job*> waiting;
   for (Job* job : jobs_) {
+    job->stages = stages_;
+    job->stages.queue = begin_ - job->submitted;
     if (job->status.ok() && job->recommend && job->recommend->waits) {
       waiting.push_back(job);
     } else {

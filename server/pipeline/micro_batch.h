@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "server/pipeline/history.h"
 #include "server/pipeline/job.h"
 #include "server/pipeline/models.h"
@@ -125,10 +126,16 @@ class MicroBatch {
   void RankByPopularity(Read* read);
   void ReadUser(const UserWork& work, Job* job);
   void Count(const RecordCommand& record) const;
+  // The time since the last call, or since Execute began.
+  absl::Duration Lap();
+  void ObserveStages() const;
   std::vector<Job*> Finish();
 
   const Deps deps_;
   const int64_t now_ms_;
+  absl::Time begin_;  // of Execute
+  absl::Time lap_;
+  StageTimes stages_;
   std::vector<Job*> jobs_;
   std::vector<Job*> histories_;  // those of jobs_ that bring their own
   std::deque<UserWork> works_;

@@ -274,8 +274,10 @@ absl::Status Residents::Put(const std::vector<Resident*>& residents) {
     deps_.metrics->checkpoints->Increment(static_cast<double>(states.size()));
   } else {
     deps_.metrics->failed_put->Increment();
-    Log(LogLevel::kWarning, "checkpoint failed; the event log still rebuilds the states",
-        {{"error", LogText(put)}, {"states", states.size()}});
+    static LogLimit limit;
+    LogSome(&limit, LogLevel::kWarning,
+            "checkpoint failed; the event log still rebuilds the states",
+            {{"error", LogText(put)}, {"states", states.size()}});
   }
   return put;
 }

@@ -142,8 +142,9 @@ absl::Status Retention::Write(std::span<Cut> cuts) {
 
 void Retention::Fail(const absl::Status& status, size_t users) {
   deps_.metrics->failed_truncate->Increment();
-  Log(LogLevel::kError, "retention could not remove events",
-      {{"error", LogText(status)}, {"users", users}});
+  static LogLimit limit;
+  LogSome(&limit, LogLevel::kError, "retention could not remove events",
+          {{"error", LogText(status)}, {"users", users}});
 }
 
 }  // namespace tim4rec

@@ -63,10 +63,14 @@ Worker::~Worker() {
 
 absl::Status Worker::Submit(Job* job) {
   absl::Status why;
+  job->submitted = absl::Now();
   std::unique_lock lock(mutex_);
-  if (closed_) return absl::UnavailableError("the server is draining; try another one");
+  if (closed_) {
+    if (!job->bulk) deps_.metrics->dropped_draining->Increment();
+    return absl::UnavailableError("the server is draining; try another one");
+  }
   const JobQueue::Refusal refusal =
-      queue_.Push(job, job->bulk ? BatchTimes::kUnknown : RowsForNow(absl::Now()), &why);
+      queue_.Push(job, job->bulk ? BatchTimes::kUnknown : RowsForNow(job->submitted), &why);
   if (refusal == JobQueue::Refusal::kNone) {
     // One call for many jobs, and not while the woken thread would wait for the lock.
     const bool wake = std::exchange(waiting_, false);
@@ -157,6 +161,10 @@ bool Worker::Take(absl::Time until, std::vector<Job*>* batch) {
 
 void Worker::RunTaken(const std::vector<Job*>& batch) {
   const absl::Time start = absl::Now();
+  if (!taken_bulk_) {
+    deps_.metrics->queue_wait_seconds->Observe(
+        absl::ToDoubleSeconds(start - batch.front()->submitted));
+  }
   RunBatch(batch, /*may_wait=*/true);
   const absl::Duration took = absl::Now() - start;
   std::unique_lock lock(mutex_);
@@ -345,6 +353,7 @@ void Worker::RunBatch(const std::vector<Job*>& jobs, bool may_wait) {
 }
 
 void Worker::DeleteUser(Job* job) {
+  job->stages.queue = absl::Now() - job->submitted;
   residents_.DropUser(job->user_id);
   auto removed = deps_.delete_user(job->user_id);
   if (removed.ok()) {

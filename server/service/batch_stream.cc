@@ -3,10 +3,13 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/impl/codegen/proto_utils.h>
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "server/service/call_metadata.h"
 #include "server/service/client_key.h"
 #include "server/service/status.h"
 
@@ -24,6 +27,8 @@ BatchStream::BatchStream(const ServiceDeps& deps, OpenStreams* streams,
       deadline_(absl::FromChrono(context->deadline())),
       client_(ClientKey(*context, deps.limits.client_metadata)),
       streams_(*streams),
+      context_(context),
+      opened_(absl::Now()),
       method_(method),
       instead_(std::move(instead)) {}
 
@@ -74,10 +79,26 @@ bool BatchStream::Write(const google::protobuf::Message& answer) {
   return true;
 }
 
+void BatchStream::NoteStages(const StageTimes& stages) {
+  for (const auto part : {&StageTimes::queue, &StageTimes::append, &StageTimes::load,
+                          &StageTimes::fold, &StageTimes::rank}) {
+    longest_.*part = std::max(longest_.*part, stages.*part);
+  }
+}
+
+void BatchStream::LogFailure(const absl::Status& status, absl::Duration total) const {
+  LogCall(method_, status, total, context_->client_metadata());
+}
+
 void BatchStream::FinishStream() {
   finished_ = true;
   const grpc::Status status = ToGrpcStatus(end_);
   if (!status.ok()) deps_.metrics->CountRequest(method_, status.error_code(), 0);
+  const absl::Duration total = absl::Now() - opened_;
+  LogCall(method_, end_, total, context_->client_metadata());
+  if (WantsTiming(context_->client_metadata())) {
+    context_->AddTrailingMetadata(kServerTimingKey, FormatServerTiming(longest_, total));
+  }
   Finish(status);
 }
 

@@ -56,6 +56,10 @@ class BatchStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
   void Read();
   // Writes an answer. False if it cannot be encoded, which breaks the stream.
   bool Write(const google::protobuf::Message& answer);
+  // A job of the stream has ended: the longest of each stage is told at the stream's end.
+  void NoteStages(const StageTimes& stages);
+  // A job of the stream failed and is answered in its place.
+  void LogFailure(const absl::Status& status, absl::Duration total) const;
   // Finishes with what End was given, when nothing is under way.
   void FinishStream();
 
@@ -78,6 +82,8 @@ class BatchStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
   void OnDone() final;
 
   OpenStreams& streams_;
+  grpc::CallbackServerContext* const context_;
+  const absl::Time opened_;
   const Method method_;
   const std::string instead_;
   std::unique_ptr<grpc::Alarm> retry_;  // belongs to whoever retries
@@ -85,6 +91,7 @@ class BatchStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
   // Guarded by `mutex_`.
   grpc::ByteBuffer response_;
   absl::Status end_;
+  StageTimes longest_;
 };
 
 }  // namespace tim4rec

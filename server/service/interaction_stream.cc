@@ -191,7 +191,10 @@ void InteractionStream::SubmitJobs(Batch* batch) {
 
 void InteractionStream::OnBatchDone(Batch* batch) {
   std::lock_guard lock(mutex_);
-  for (const EntryJob& job : batch->jobs) batch->status.Update(job.status);
+  for (const EntryJob& job : batch->jobs) {
+    batch->status.Update(job.status);
+    NoteStages(job.stages);
+  }
   batch->done = true;
   Step();
 }

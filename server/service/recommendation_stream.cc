@@ -65,6 +65,7 @@ class RecommendationStream final : public BatchStream {
   void OnUserDone(UserJob* job) {
     std::lock_guard lock(mutex_);
     job->done = true;
+    NoteStages(job->stages);
     Step();
   }
 
@@ -81,8 +82,10 @@ class RecommendationStream final : public BatchStream {
   void SubmitUsers();
   void WriteAnswer();
   void CountUser(const UserJob& job) {
+    const absl::Duration took = absl::Now() - job.start;
     deps_.metrics->CountRequest(Method::kRecommendBatch, static_cast<int>(job.status.code()),
-                                absl::ToDoubleSeconds(absl::Now() - job.start));
+                                absl::ToDoubleSeconds(took));
+    if (!job.status.ok()) LogFailure(job.status, took);
   }
 
   ModelHandle model_;  // of all answers; null before the first message

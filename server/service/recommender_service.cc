@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/service/call_metadata.h"
 #include "server/service/client_key.h"
 #include "server/service/interaction_stream.h"
 #include "server/service/parse.h"
@@ -23,16 +24,21 @@ namespace {
 template <typename Codec>
 class Call final : public grpc::ServerUnaryReactor, public Job {
  public:
-  Call(const ServiceDeps& deps, std::atomic<int64_t>* in_flight, grpc::ByteBuffer* response)
-      : deps_(deps), in_flight_(in_flight), response_(response), start_(absl::Now()) {
+  Call(const ServiceDeps& deps, std::atomic<int64_t>* in_flight,
+       grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
+      : deps_(deps),
+        in_flight_(in_flight),
+        context_(context),
+        response_(response),
+        start_(absl::Now()) {
     ++*in_flight_;
   }
 
-  void Start(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request) {
-    if (context->deadline() != std::chrono::system_clock::time_point::max()) {
-      deadline = absl::FromChrono(context->deadline());
+  void Start(const grpc::ByteBuffer& request) {
+    if (context_->deadline() != std::chrono::system_clock::time_point::max()) {
+      deadline = absl::FromChrono(context_->deadline());
     }
-    client = ClientKey(*context, deps_.limits.client_metadata);
+    client = ClientKey(*context_, deps_.limits.client_metadata);
     status = Decode(request);
     if (status.ok()) {
       status = deps_.pipeline->Submit(this);
@@ -52,8 +58,12 @@ class Call final : public grpc::ServerUnaryReactor, public Job {
       result = grpc::SerializationTraits<typename Codec::Response>::Serialize(*response, response_,
                                                                               &own_buffer);
     }
-    deps_.metrics->CountRequest(Codec::kMethod, result.error_code(),
-                                absl::ToDoubleSeconds(absl::Now() - start_));
+    const absl::Duration total = absl::Now() - start_;
+    deps_.metrics->CountRequest(Codec::kMethod, result.error_code(), absl::ToDoubleSeconds(total));
+    LogCall(Codec::kMethod, status, total, context_->client_metadata());
+    if (WantsTiming(context_->client_metadata())) {
+      context_->AddTrailingMetadata(kServerTimingKey, FormatServerTiming(stages, total));
+    }
     Finish(std::move(result));
   }
 
@@ -94,6 +104,7 @@ class Call final : public grpc::ServerUnaryReactor, public Job {
 
   const ServiceDeps& deps_;
   std::atomic<int64_t>* const in_flight_;
+  grpc::CallbackServerContext* const context_;  // until Finish
   grpc::ByteBuffer* const response_;
   const absl::Time start_;
   std::vector<std::string> rejections_;
@@ -226,8 +237,8 @@ template <typename Codec>
 grpc::ServerUnaryReactor* StartCall(const ServiceDeps& deps, std::atomic<int64_t>* in_flight,
                                     grpc::CallbackServerContext* context,
                                     const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
-  auto* call = new Call<Codec>(deps, in_flight, response);
-  call->Start(context, *request);
+  auto* call = new Call<Codec>(deps, in_flight, context, response);
+  call->Start(*request);
   return call;
 }
 

@@ -3,6 +3,13 @@
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
 #include <utility>
 
 namespace tim4rec {
@@ -32,6 +39,10 @@ constexpr const char* kCodeNames[17] = {
     "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
     "DATA_LOSS", "UNAUTHENTICATED"};
 
+// Those that alerts ask for: a counter that is born with the first failure hides it from
+// increase().
+constexpr int kCodesFromStart[] = {0, 2, 4, 13, 14, 15};
+
 const prometheus::Histogram::BucketBoundaries& Seconds() {
   static const auto& bounds = *new prometheus::Histogram::BucketBoundaries{
       5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5, 10};
@@ -60,6 +71,7 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
                       .Register(r);
   for (int m = 0; m < kMethods; ++m) {
     latency_[m] = &latency.Add({{"method", std::string(kMethodNames[m])}}, Seconds());
+    for (const int code : kCodesFromStart) CounterOf(m, code);
   }
   queue_depth_ = &prometheus::BuildGauge()
                       .Name("tim4rec_queue_depth")
@@ -92,6 +104,7 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
   dropped_queue_share = &dropped.Add({{"reason", "queue_share"}});
   dropped_deadline = &dropped.Add({{"reason", "deadline"}});
   dropped_cancelled = &dropped.Add({{"reason", "cancelled"}});
+  dropped_draining = &dropped.Add({{"reason", "draining"}});
 
   auto& failures = CounterFamily(r, "tim4rec_store_failures_total",
                                  "Store operations that failed, by operation");
@@ -122,8 +135,35 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
   corrupt_bases = OneGauge(r, "tim4rec_corrupt_bases",
                            "Bases of truncated logs that failed a check since start");
   resident_users = OneGauge(r, "tim4rec_resident_users", "States in memory");
+  resident_users_limit = OneGauge(r, "tim4rec_resident_users_limit", "States that memory may hold");
+  loaded_models =
+      OneGauge(r, "tim4rec_loaded_models", "Models in memory, the serving one included");
   ready = OneGauge(r, "tim4rec_ready", "1 while the server takes requests");
+  unclean_starts = OneGauge(r, "tim4rec_unclean_starts",
+                            "Starts in a row, this one included, after a run that did not drain");
   store_writable = OneGauge(r, "tim4rec_store_writable", "1 while the store takes writes");
+  store_table_bytes = OneGauge(r, "tim4rec_store_table_bytes", "RocksDB's table files on disk");
+  store_memtable_bytes =
+      OneGauge(r, "tim4rec_store_memtable_bytes", "What RocksDB has not yet flushed, in memory");
+  store_cache_bytes = OneGauge(r, "tim4rec_store_cache_bytes", "RocksDB's block cache in use");
+  store_compaction_bytes = OneGauge(r, "tim4rec_store_pending_compaction_bytes",
+                                    "What RocksDB has still to rewrite, estimated");
+  store_writes_slowed = OneGauge(r, "tim4rec_store_writes_slowed",
+                                 "1 while RocksDB delays or stops writes for compaction");
+  process_cpu_seconds_ =
+      &CounterFamily(r, "process_cpu_seconds_total", "Processor time, user and system").Add({});
+  process_memory_bytes_ = OneGauge(r, "process_resident_memory_bytes", "Resident memory");
+  process_open_fds_ = OneGauge(r, "process_open_fds", "Open file descriptors");
+  process_max_fds_ = OneGauge(r, "process_max_fds", "Most file descriptors that may be open");
+  OneGauge(r, "process_start_time_seconds", "When the process began, Unix time")
+      ->Set(std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch())
+                .count());
+  queue_wait_seconds =
+      &prometheus::BuildHistogram()
+           .Name("tim4rec_queue_wait_seconds")
+           .Help("How long the first request of each micro-batch had waited; not those of streams")
+           .Register(r)
+           .Add({}, Seconds());
   batch_requests =
       &prometheus::BuildHistogram()
            .Name("tim4rec_batch_requests")
@@ -135,13 +175,19 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
                        .Help("From a micro-batch's first request taken to its last answer")
                        .Register(r)
                        .Add({}, Seconds());
+  auto& stages = prometheus::BuildHistogram()
+                     .Name("tim4rec_batch_stage_duration_seconds")
+                     .Help("Parts of a micro-batch, where there was something to do")
+                     .Register(r);
+  append_seconds = &stages.Add({{"stage", "append"}}, Seconds());
+  load_seconds = &stages.Add({{"stage", "load"}}, Seconds());
+  fold_seconds = &stages.Add({{"stage", "fold"}}, Seconds());
+  rank_seconds = &stages.Add({{"stage", "rank"}}, Seconds());
 }
 
 Metrics::~Metrics() = default;
 
-void Metrics::CountRequest(Method method, int code, double seconds) {
-  const int m = static_cast<int>(method);
-  if (code < 0 || code > 16) code = 2;
+prometheus::Counter& Metrics::CounterOf(int m, int code) {
   std::atomic<prometheus::Counter*>& handle = requests_by_code_[m][code];
   prometheus::Counter* counter = handle.load(std::memory_order_acquire);
   if (counter == nullptr) {
@@ -150,8 +196,36 @@ void Metrics::CountRequest(Method method, int code, double seconds) {
         &requests_->Add({{"method", std::string(kMethodNames[m])}, {"code", kCodeNames[code]}});
     handle.store(counter, std::memory_order_release);
   }
-  counter->Increment();
+  return *counter;
+}
+
+void Metrics::CountRequest(Method method, int code, double seconds) {
+  const int m = static_cast<int>(method);
+  CounterOf(m, code < 0 || code > 16 ? 2 : code).Increment();
   latency_[m]->Observe(seconds);
+}
+
+void Metrics::UpdateProcess() const {
+  rusage used{};
+  getrusage(RUSAGE_SELF, &used);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
+  const double cpu = seconds(used.ru_utime) + seconds(used.ru_stime);
+  process_cpu_seconds_->Increment(std::max(0.0, cpu - process_cpu_seconds_->Value()));
+  int64_t pages = 0;
+  std::ifstream("/proc/self/statm").ignore(64, ' ') >> pages;
+  process_memory_bytes_->Set(static_cast<double>(pages * sysconf(_SC_PAGESIZE)));
+  std::error_code unreadable;
+  int64_t fds = 0;
+  for (std::filesystem::directory_iterator at("/proc/self/fd", unreadable), end; at != end;
+       at.increment(unreadable)) {
+    ++fds;
+  }
+  process_open_fds_->Set(static_cast<double>(fds));
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  process_max_fds_->Set(static_cast<double>(limit.rlim_cur));
 }
 
 prometheus::Gauge& Metrics::QueueDepth(int worker) {
@@ -169,6 +243,8 @@ void Metrics::SetModel(const std::string& model, const std::string& fingerprint,
 void Metrics::OnScrape(std::function<void()> update) { on_scrape_ = std::move(update); }
 
 std::string Metrics::Text() const {
+  std::lock_guard lock(scrape_mutex_);
+  UpdateProcess();
   if (on_scrape_) on_scrape_();
   return prometheus::TextSerializer().Serialize(registry_->Collect());
 }

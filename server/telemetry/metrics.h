@@ -11,6 +11,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -64,15 +65,24 @@ class Metrics {
   std::string Text() const;
 
  private:
+  prometheus::Counter& CounterOf(int method, int code);
+  // What the process takes of the machine, from /proc/self.
+  void UpdateProcess() const;
+
   // Declared first: the handles below belong to it.
   std::shared_ptr<prometheus::Registry> registry_;
   prometheus::Family<prometheus::Counter>* requests_;
   std::array<std::array<std::atomic<prometheus::Counter*>, 17>, kMethods> requests_by_code_{};
   std::array<prometheus::Histogram*, kMethods> latency_;
+  prometheus::Counter* process_cpu_seconds_;
+  prometheus::Gauge* process_memory_bytes_;
+  prometheus::Gauge* process_open_fds_;
+  prometheus::Gauge* process_max_fds_;
   prometheus::Family<prometheus::Gauge>* queue_depth_;
   prometheus::Family<prometheus::Gauge>* model_info_;
   prometheus::Gauge* model_ = nullptr;  // in model_info_
   std::function<void()> on_scrape_;
+  mutable std::mutex scrape_mutex_;
 
  public:
   // tim4rec_events_total{outcome}
@@ -92,6 +102,7 @@ class Metrics {
   prometheus::Counter* dropped_queue_share;
   prometheus::Counter* dropped_deadline;
   prometheus::Counter* dropped_cancelled;
+  prometheus::Counter* dropped_draining;
   // tim4rec_store_failures_total{operation}
   prometheus::Counter* failed_append;
   prometheus::Counter* failed_read;
@@ -108,10 +119,25 @@ class Metrics {
   prometheus::Gauge* corrupt_states;
   prometheus::Gauge* corrupt_bases;
   prometheus::Gauge* resident_users;
+  prometheus::Gauge* resident_users_limit;
+  prometheus::Gauge* loaded_models;
   prometheus::Gauge* ready;
+  prometheus::Gauge* unclean_starts;
   prometheus::Gauge* store_writable;
+  // RocksDB's
+  prometheus::Gauge* store_table_bytes;
+  prometheus::Gauge* store_memtable_bytes;
+  prometheus::Gauge* store_cache_bytes;
+  prometheus::Gauge* store_compaction_bytes;
+  prometheus::Gauge* store_writes_slowed;
+  prometheus::Histogram* queue_wait_seconds;
   prometheus::Histogram* batch_requests;
   prometheus::Histogram* batch_seconds;
+  // tim4rec_batch_stage_duration_seconds{stage}
+  prometheus::Histogram* append_seconds;
+  prometheus::Histogram* load_seconds;
+  prometheus::Histogram* fold_seconds;
+  prometheus::Histogram* rank_seconds;
 };
 
 }  // namespace tim4rec

@@ -43,7 +43,7 @@ def queries():
 
 def metrics_in(expression, known):
     """The server's metrics that an expression names; a histogram by its family."""
-    names = set(re.findall(r"\btim4rec_\w+", expression))
+    names = set(re.findall(r"\b(?:tim4rec|process)_\w+", expression))
     return {n if n in known else re.sub(r"_(bucket|sum|count)$", "", n) for n in names}
 
 
@@ -89,8 +89,7 @@ class Live(unittest.TestCase):
                 if n % 20 == 0 and cls.value('min(count_over_time(tim4rec_requests_total{code!="OK"}[1m]))') >= 4:
                     break
                 time.sleep(0.02)
-        cls.known = {line.split()[2] for line in cls.server.scrape().splitlines()
-                     if line.startswith("# TYPE tim4rec_")}
+        cls.known = {line.split()[2] for line in cls.server.scrape().splitlines() if line.startswith("# TYPE ")}
 
     @classmethod
     def ask(cls, path, **parameters):
@@ -123,7 +122,7 @@ class Live(unittest.TestCase):
         self.assertEqual(shown - self.known, set(), "panels of metrics that the server does not have")
         self.assertEqual(alerted - self.known, set(), "alerts on metrics that the server does not have")
         self.assertEqual(self.known - shown - set(NOT_SHOWN), set(), "metrics without a panel or a reason")
-        documented = set(re.findall(r"^\| `(tim4rec_\w+)` \|", (ROOT / "server" / "README.md").read_text(), re.M))
+        documented = set(re.findall(r"^\| `((?:tim4rec|process)_\w+)` \|", (ROOT / "server" / "README.md").read_text(), re.M))
         self.assertEqual(documented, self.known)
 
     def test_a_healthy_server_raises_no_alert(self):
@@ -140,13 +139,14 @@ S = 'instance="a:9464"'
 FIRES = {
     "Tim4recDown": ({f'up{{job="tim4rec",{S}}}': "1 0x20"}, "5m", {"job": "tim4rec"}),
     "Tim4recNotReady": ({f"tim4rec_ready{{{S}}}": "0x20"}, "6m", {}),
+    "Tim4recCrashLoop": ({f"tim4rec_unclean_starts{{{S}}}": "3x20", f"process_start_time_seconds{{{S}}}": "60x20"}, "5m", {}),
     "Tim4recStoreNotWritable": ({f"tim4rec_store_writable{{{S}}}": "1 0x20"}, "3m", {}),
     "Tim4recDiskFilling": ({'kubelet_volume_stats_available_bytes{persistentvolumeclaim="data-tim4rec-0"}': "14x20",
                             'kubelet_volume_stats_capacity_bytes{persistentvolumeclaim="data-tim4rec-0"}': "100x20"},
                            "12m", {"persistentvolumeclaim": "data-tim4rec-0", "instance": None}),
     "Tim4recStoreFailures": ({f'tim4rec_store_failures_total{{operation="read",{S}}}': "0 0 1x20"}, "4m",
                              {"operation": "read"}),
-    "Tim4recDataLoss": ({f'tim4rec_requests_total{{code="DATA_LOSS",method="Recommend",{S}}}': "_x10 1x20"}, "14m", {}),
+    "Tim4recDataLoss": ({f'tim4rec_requests_total{{code="DATA_LOSS",method="Recommend",{S}}}': "0x10 1x20"}, "14m", {}),
     "Tim4recCorruptStates": ({f"tim4rec_corrupt_states{{{S}}}": "0 1x20"}, "2m", {}),
     "Tim4recErrors": ({f'tim4rec_requests_total{{code="OK",method="Recommend",{S}}}': "0+980x20",
                        f'tim4rec_requests_total{{code="UNAVAILABLE",method="Recommend",{S}}}': "0+20x20"}, "11m", {}),
@@ -173,11 +173,12 @@ FIRES = {
 QUIET = {
     "Tim4recDown": {f'up{{job="other",{S}}}': "0x20"},
     "Tim4recNotReady": {f"tim4rec_ready{{{S}}}": "0 0 0 1x20"},
+    "Tim4recCrashLoop": {f"tim4rec_unclean_starts{{{S}}}": "2x20", f"process_start_time_seconds{{{S}}}": "60x20"},
     "Tim4recStoreNotWritable": {f"tim4rec_store_writable{{{S}}}": "1x20"},
     "Tim4recDiskFilling": {'kubelet_volume_stats_available_bytes{persistentvolumeclaim="data-tim4rec-0"}': "16x20",
                            'kubelet_volume_stats_capacity_bytes{persistentvolumeclaim="data-tim4rec-0"}': "100x20"},
     "Tim4recStoreFailures": {f'tim4rec_store_failures_total{{operation="read",{S}}}': "5x20"},
-    "Tim4recDataLoss": {f'tim4rec_requests_total{{code="NOT_FOUND",method="Recommend",{S}}}': "_x10 5x20",
+    "Tim4recDataLoss": {f'tim4rec_requests_total{{code="NOT_FOUND",method="Recommend",{S}}}': "0x10 5x20",
                         f'tim4rec_requests_total{{code="DATA_LOSS",method="Recommend",{S}}}': "5x30"},  # long ago
     "Tim4recCorruptStates": {f"tim4rec_corrupt_states{{{S}}}": "0x20"},
     "Tim4recErrors": {f'tim4rec_requests_total{{code="OK",method="Recommend",{S}}}': "0+980x20",

@@ -11,6 +11,7 @@
 #include "model/weights/package.h"
 #include "store/rocksdb_store.h"
 #include "tests/e2e/server_process.h"
+#include "tests/server/http_get.h"
 
 namespace tim4rec {
 namespace {
@@ -139,7 +140,7 @@ TEST_F(Lifecycle, EvictionsChangeNoBit) {
 
 TEST_F(Lifecycle, SigtermFinishesWhatIsInFlightAndKeepsWhatWasAcknowledged) {
   auto server = Serve(dir_ + "/data");
-  constexpr int kThreads = 4;
+  constexpr int kThreads = 16;
   std::vector<std::vector<int>> acknowledged(kThreads);
   std::vector<std::thread> threads;
   std::atomic<int> total = 0;
@@ -152,7 +153,9 @@ TEST_F(Lifecycle, SigtermFinishesWhatIsInFlightAndKeepsWhatWasAcknowledged) {
         const grpc::Status status = stub->RecordInteractions(
             &context, RecordOf("thread" + std::to_string(t), {{"item1", i}}), &response);
         if (!status.ok()) {
-          EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
+          // Refused by the server itself: a call that was in flight is answered, never cut off.
+          EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+          EXPECT_EQ(status.error_message(), "the server is draining; try another one");
           break;
         }
         acknowledged[t].push_back(i);
@@ -178,6 +181,56 @@ TEST_F(Lifecycle, SigtermFinishesWhatIsInFlightAndKeepsWhatWasAcknowledged) {
     for (const auto& result : response.results()) {
       EXPECT_EQ(result.status(), v1::INTERACTION_STATUS_DUPLICATE);
     }
+  }
+}
+
+TEST_F(Lifecycle, ASecondSignalEndsADrainAtOnce) {
+  auto server = Serve(dir_ + "/data");
+  auto stub = Connect(*server);
+  // A client that does not read its answers, for which a drain waits half a minute.
+  Context context;
+  auto stream = stub->RecommendBatch(&context);
+  v1::RecommendBatchRequest request;
+  request.mutable_options()->set_k(60);
+  for (int u = 0; u < 1000; ++u) request.add_user_ids(UserName(u));
+  ASSERT_TRUE(stream->Write(request));
+  v1::RecommendBatchResponse response;
+  ASSERT_TRUE(stream->Read(&response));
+  server->Signal(SIGTERM);
+  while (HttpGet(server->metrics_address(), "/readyz").find(" 503 ") == std::string::npos) {
+    std::this_thread::yield();
+  }
+  server->Signal(SIGTERM);
+  EXPECT_EQ(server->Wait(), -SIGTERM) << "the first signal's drain had ended";
+  context.TryCancel();
+}
+
+TEST_F(Lifecycle, ACrashLoopShows) {
+  const auto unclean_starts = [](const ServerProcess& server) {
+    const std::string text = HttpGet(server.metrics_address(), "/metrics");
+    const std::string name = "\ntim4rec_unclean_starts ";
+    const size_t at = text.find(name);
+    return at == std::string::npos ? -1 : std::stoi(text.substr(at + name.size()));
+  };
+  for (int start = 0; start < 3; ++start) {
+    auto server = Serve(dir_ + "/data");
+    EXPECT_EQ(unclean_starts(*server), start);
+    server->Signal(SIGKILL);
+    server->Wait();
+  }
+  // A start that fails is no drain: it counts too.
+  auto other = Serve(dir_ + "/other");
+  ServerProcess refused({"--model", kTinyModel, "--data", dir_ + "/data", "--listen",
+                         other->address(), "--metrics-listen", "127.0.0.1:0"});
+  EXPECT_EQ(refused.Wait(), 1);
+  for (const int expected : {4, 0}) {
+    auto server = Serve(dir_ + "/data");
+    EXPECT_EQ(unclean_starts(*server), expected);
+    const std::string line =
+        "\"message\":\"the run before this one did not drain\",\"unclean_starts\":4}";
+    EXPECT_EQ(server->errors().find(line) != std::string::npos, expected == 4);
+    server->Signal(SIGTERM);
+    EXPECT_EQ(server->Wait(), 0);
   }
 }
 

@@ -2,6 +2,10 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <sstream>
 
 #include "gmock/gmock.h"
 #include "model/weights/package.h"
@@ -376,6 +380,133 @@ TEST_F(Serving, LogsHoldNoIds) {
   EXPECT_EQ(server_->Wait(), 0);
   EXPECT_THAT(server_->errors(), testing::Not(HasSubstr("very-private")));
   EXPECT_THAT(server_->errors(), HasSubstr("\"message\":\"configuration\""));
+}
+
+// The parts of a call's `server-timing`, in milliseconds; empty if there is none.
+std::map<std::string, double> TimingOf(const Context& context) {
+  std::map<std::string, double> parts;
+  const auto found = context.GetServerTrailingMetadata().find("server-timing");
+  if (found == context.GetServerTrailingMetadata().end()) return parts;
+  std::stringstream text(std::string(found->second.data(), found->second.size()));
+  for (std::string part; std::getline(text >> std::ws, part, ',');) {
+    const size_t at = part.find(";dur=");
+    EXPECT_NE(at, std::string::npos) << part;
+    parts[part.substr(0, at)] = std::stod(part.substr(at + 5));
+  }
+  return parts;
+}
+
+TEST_F(Serving, TellsWhereTheTimeWentToWhoAsks) {
+  const auto record = RecordOf("u", {{"item1", 1000}, {"item2", 2000}});
+  v1::RecommendRequest recommend = RecommendFor("u");
+  recommend.set_as_of_ms(3000);
+  v1::RecordAndRecommendRequest both;
+  *both.mutable_record() = RecordOf("u", {{"item3", 3000}});
+  both.mutable_record()->set_ack(v1::ACK_DURABLE);
+  v1::RecommendForHistoryRequest history;
+  *history.add_interactions() = record.interactions(0);
+  v1::GetUserRequest get;
+  get.set_user_id("u");
+  v1::DeleteUserRequest remove;
+  remove.set_user_id("u");
+  // Each call as (context, status expected), with and without asking.
+  v1::RecordInteractionsResponse recorded;
+  v1::RecommendResponse recommended;
+  v1::RecordAndRecommendResponse both_answered;
+  v1::RecommendForHistoryResponse for_history;
+  v1::GetUserResponse got;
+  v1::DeleteUserResponse removed;
+  const std::vector<std::pair<std::string, std::function<grpc::Status(Context*)>>> calls = {
+      {"append", [&](Context* c) { return stub_->RecordInteractions(c, record, &recorded); }},
+      {"rank", [&](Context* c) { return stub_->Recommend(c, recommend, &recommended); }},
+      {"append", [&](Context* c) { return stub_->RecordAndRecommend(c, both, &both_answered); }},
+      {"rank", [&](Context* c) { return stub_->RecommendForHistory(c, history, &for_history); }},
+      {"load", [&](Context* c) { return stub_->GetUser(c, get, &got); }},
+      {"queue", [&](Context* c) { return stub_->DeleteUser(c, remove, &removed); }}};
+  for (const auto& [most, call] : calls) {
+    Context quiet;
+    ASSERT_TRUE(call(&quiet).ok());
+    EXPECT_THAT(TimingOf(quiet), testing::IsEmpty());
+    Context asking;
+    asking.AddMetadata("x-tim4rec-server-timing", "1");
+    ASSERT_TRUE(call(&asking).ok());
+    std::map<std::string, double> parts = TimingOf(asking);
+    double sum = 0;
+    for (const char* part : {"queue", "append", "load", "fold", "rank"}) {
+      ASSERT_TRUE(parts.contains(part)) << part;
+      EXPECT_GE(parts[part], 0) << part;
+      sum += parts[part];
+    }
+    EXPECT_GT(parts[most], 0) << most;
+    EXPECT_LE(sum, parts["total"] + 0.01);
+    EXPECT_EQ(parts.size(), 6u);
+  }
+  Context refused;
+  refused.AddMetadata("x-tim4rec-server-timing", "1");
+  EXPECT_EQ(stub_->Recommend(&refused, RecommendFor(""), &recommended).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_GT(TimingOf(refused)["total"], 0);
+}
+
+TEST_F(Serving, TellsAtTheEndOfAStreamWhereItsTimeWent) {
+  for (const bool asks : {false, true}) {
+    Context record_context;
+    Context recommend_context;
+    if (asks) {
+      record_context.AddMetadata("x-tim4rec-server-timing", "1");
+      recommend_context.AddMetadata("x-tim4rec-server-timing", "1");
+    }
+    auto record = stub_->StreamInteractions(&record_context);
+    v1::StreamInteractionsRequest batch;
+    batch.set_ack(v1::ACK_DURABLE);
+    auto* entry = batch.add_users();
+    entry->set_user_id("u");
+    *entry->mutable_interactions() = RecordOf("u", {{"item1", 1000}}).interactions();
+    v1::StreamInteractionsResponse stored;
+    ASSERT_TRUE(record->Write(batch) && record->Read(&stored) && record->WritesDone());
+    EXPECT_FALSE(record->Read(&stored));
+    ASSERT_TRUE(record->Finish().ok());
+
+    auto recommend = stub_->RecommendBatch(&recommend_context);
+    v1::RecommendBatchRequest users;
+    users.mutable_options()->set_as_of_ms(2000);
+    users.add_user_ids("u");
+    v1::RecommendBatchResponse answer;
+    ASSERT_TRUE(recommend->Write(users) && recommend->WritesDone() && recommend->Read(&answer));
+    EXPECT_FALSE(recommend->Read(&answer));
+    ASSERT_TRUE(recommend->Finish().ok());
+    if (asks) {
+      EXPECT_GT(TimingOf(record_context)["append"], 0);
+      EXPECT_GE(TimingOf(record_context)["total"], TimingOf(record_context)["append"]);
+      EXPECT_GT(TimingOf(recommend_context)["rank"], 0);
+    } else {
+      EXPECT_THAT(TimingOf(record_context), testing::IsEmpty());
+      EXPECT_THAT(TimingOf(recommend_context), testing::IsEmpty());
+    }
+  }
+}
+
+TEST_F(Serving, LogsCallsWithTheirTrace) {
+  const std::string trace = "0af7651916cd43dd8448eb211c80319c";
+  const auto call = [&](v1::Recommender::Stub& stub, const std::string& id, std::string parent) {
+    Context context;
+    context.AddMetadata("x-request-id", id);
+    context.AddMetadata("traceparent", parent);
+    v1::RecommendResponse response;
+    EXPECT_TRUE(stub.Recommend(&context, RecommendFor("a-user"), &response).ok());
+  };
+  std::ofstream(dir_ + "/debug.yaml") << "log: {level: debug}\n";
+  auto chatty = Serve(dir_ + "/chatty", {"--config", dir_ + "/debug.yaml"});
+  auto stub = Connect(*chatty);
+  call(*stub, "good-id", "00-" + trace + "-b7ad6b7169203331-01");
+  call(*stub, "other-id", "00-" + trace + "-nonsense");
+  const std::string lines = chatty->errors();
+  EXPECT_THAT(lines, HasSubstr("\"request_id\":\"good-id\",\"trace_id\":\"" + trace +
+                               "\",\"parent_id\":\"b7ad6b7169203331\"}\n"));
+  EXPECT_THAT(lines, HasSubstr("\"request_id\":\"other-id\"}\n"));
+  // At the default level calls that succeed leave no line.
+  call(*stub_, "good-id", "00-" + trace + "-b7ad6b7169203331-01");
+  EXPECT_THAT(server_->errors(), testing::Not(HasSubstr("good-id")));
 }
 
 }  // namespace

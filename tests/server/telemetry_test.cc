@@ -1,6 +1,9 @@
+#include <algorithm>
 #include <atomic>
+#include <optional>
 #include <string>
 
+#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/telemetry/http_endpoint.h"
@@ -18,6 +21,65 @@ TEST(Log, WritesOneJsonLine) {
   EXPECT_EQ(FormatLog(LogLevel::kWarning, "say \"hi\"\n", {{"path", "a\\b\x01"}, {"count", 3}}),
             "{\"level\":\"warning\",\"message\":\"say \\\"hi\\\"\\n\","
             "\"path\":\"a\\\\b\\u0001\",\"count\":3}");
+}
+
+TEST(Log, NamesNoUserOfAStatus) {
+  EXPECT_EQ(
+      LogText(absl::UnavailableError("read the events of user 'ann\\'s \\\\' of user 'b': IO")),
+      "UNAVAILABLE: read the events of user '...' of user '...': IO");
+  EXPECT_EQ(LogText(absl::UnavailableError("user 'cut")), "UNAVAILABLE: user '...'");
+  EXPECT_EQ(LogText(absl::DataLossError("key 0001")), "DATA_LOSS");
+  EXPECT_EQ(LogText(absl::OkStatus()), "OK");
+}
+
+TEST(LogLimit, WritesTenLinesInTenSecondsAndCountsTheRest) {
+  LogLimit limit;
+  const absl::Time start = absl::FromUnixSeconds(1'700'000'000);
+  for (int i = 0; i < LogLimit::kMost; ++i) EXPECT_EQ(limit.Admit(start + absl::Seconds(i)), 0);
+  for (int i = 0; i < 7; ++i) EXPECT_EQ(limit.Admit(start + absl::Seconds(9)), std::nullopt);
+  EXPECT_EQ(limit.Admit(start + LogLimit::kPeriod), 7);
+  EXPECT_EQ(limit.Admit(start + LogLimit::kPeriod), 0);
+  EXPECT_EQ(limit.Admit(start), 0) << "the clock was set back";
+}
+
+TEST(LogSome, SaysHowManyLinesWereLeftOut) {
+  LogLimit limit;
+  testing::internal::CaptureStderr();
+  for (int i = 0; i < LogLimit::kMost + 5; ++i) {
+    LogSome(&limit, LogLevel::kWarning, "again", {{"number", i}});
+    LogSome(&limit, LogLevel::kDebug, "below the level", {});
+  }
+  const std::string lines = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), LogLimit::kMost);
+  EXPECT_THAT(lines, HasSubstr("\"level\":\"warning\",\"message\":\"again\",\"number\":9}\n"));
+}
+
+TEST(Metrics, HasTheCountersOfAlertsFromTheStart) {
+  const std::string text = Metrics().Text();
+  for (const char* code :
+       {"OK", "UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}) {
+    for (int m = 0; m < kMethods; ++m) {
+      EXPECT_THAT(text,
+                  HasSubstr("tim4rec_requests_total{code=\"" + std::string(code) + "\",method=\"" +
+                            std::string(MethodName(static_cast<Method>(m))) + "\"} 0\n"));
+    }
+  }
+}
+
+TEST(Metrics, SaysWhatTheProcessTakes) {
+  Metrics metrics;
+  const std::string text = metrics.Text();
+  const auto value = [&text](const std::string& name) {
+    const size_t at = text.find("\n" + name + " ");
+    EXPECT_NE(at, std::string::npos) << name;
+    return at == std::string::npos ? 0 : std::stod(text.substr(at + name.size() + 2));
+  };
+  EXPECT_GT(value("process_cpu_seconds_total"), 0);
+  EXPECT_GT(value("process_resident_memory_bytes"), 1 << 20);
+  EXPECT_LT(value("process_resident_memory_bytes"), 1e12);
+  EXPECT_GE(value("process_open_fds"), 3);
+  EXPECT_GT(value("process_max_fds"), value("process_open_fds"));
+  EXPECT_NEAR(value("process_start_time_seconds"), absl::ToUnixSeconds(absl::Now()), 600);
 }
 
 TEST(Metrics, CountsRequestsByMethodAndCode) {
