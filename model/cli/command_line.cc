@@ -24,6 +24,7 @@ int RunCommandLine(int argc, char** argv) {
   AddImportCommand(&app, &status);
   AddVerifyCommand(&app, &status);
   AddBatchCommand(&app, &status);
+  AddUsersCommand(&app, &status);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

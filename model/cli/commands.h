@@ -18,6 +18,7 @@ void AddRecommendCommand(CLI::App* app, absl::Status* status);
 void AddImportCommand(CLI::App* app, absl::Status* status);
 void AddVerifyCommand(CLI::App* app, absl::Status* status);
 void AddBatchCommand(CLI::App* app, absl::Status* status);
+void AddUsersCommand(CLI::App* app, absl::Status* status);
 
 }  // namespace tim4rec
 

@@ -2,6 +2,7 @@
 
 Usage: batch_test.py BUILD [unittest arguments]     BUILD: build/<preset>
 """
+import collections
 import json
 import pathlib
 import random
@@ -12,6 +13,7 @@ import tempfile
 import time
 import unittest
 
+import grpc
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -19,6 +21,7 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 from server_process import TINY_MODEL, ServerProcess, free_port  # noqa: E402
 from tim4rec import Client, Interaction, Query, Ring  # noqa: E402
+from tim4rec.v1 import admin_pb2, admin_pb2_grpc  # noqa: E402
 
 BUILD = pathlib.Path(sys.argv.pop(1)).resolve()
 BATCH = pathlib.Path(sys.executable).with_name("tim4rec-batch")
@@ -194,9 +197,40 @@ class Offline(unittest.TestCase):
         self.assertLessEqual({"HOT", "REBUILT"}, tiers)
         return [u for u in users if online[True][u].error]
 
+    def users(self, code=0):
+        done = subprocess.run([BUILD / "bin" / "tim4rec", "users", "--store", self.data], capture_output=True, text=True,
+                              check=False, timeout=60)
+        self.assertEqual(done.returncode, code, done.stderr)
+        return done
+
+    def test_all_users_of_a_backup_are_asked_of_the_running_server(self):
+        made = tempfile.TemporaryDirectory()
+        self.addCleanup(made.cleanup)
+        folder, users = pathlib.Path(made.name), ["a b", "é", "u\t2", *(f"u{n}" for n in range(300))]
+        self.data = folder / "backup"
+        with ServerProcess(BUILD, folder / "data") as server, Client(server.address) as client:
+            for user in users:
+                client.record(user, [Interaction("item1", T0)])
+            with grpc.insecure_channel(server.admin) as channel:
+                admin_pb2_grpc.AdminStub(channel).CreateBackup(
+                    admin_pb2.CreateBackupRequest(directory=str(self.data)), timeout=60)
+            (folder / "users.txt").write_text(self.users().stdout)
+            subprocess.run([BATCH, folder / "users.txt", folder / "out", "--servers", server.address], check=True,
+                           stderr=subprocess.DEVNULL, timeout=60)
+            rows = [r for part in (folder / "out").glob("part-*.parquet") for r in pq.read_table(part).to_pylist()]
+            self.assertEqual(collections.Counter(r["user_id"] for r in rows), {user: 10 for user in users})
+            self.assertEqual({r["tier"] for r in rows}, {"HOT"})
+            client.record("two\nlines", [Interaction("item1", T0)])
+            self.assertEqual(server.stop(), 0)
+        self.data = folder / "data"
+        done = self.users(code=1)
+        self.assertEqual(set(done.stdout.splitlines()), set(users))
+        self.assertIn("left out, as it is no line: 'two\\nlines'", done.stderr)
+
     def test_faults_are_named(self):
         self.data = pathlib.Path("/nowhere")
         self.assertIn("/nowhere", self.offline(code=1)[1])
+        self.assertIn("/nowhere", self.users(code=1).stderr)
         self.assertEqual(self.offline("--k", "0", code=2)[0], [])
 
 

@@ -2,7 +2,8 @@
 
 Usage: tim4rec-batch USERS OUT --servers HOST:PORT[,HOST:PORT...] [--k 10] [--as-of-ms MS] ...
 
-USERS is a Parquet or CSV file with a column of user ids (--column), or a text file with one id per line. OUT is a folder:
+USERS is a Parquet or CSV file with a column of user ids (--column), or a text file with one id per line: for everybody
+`tim4rec users --store BACKUP >USERS`. OUT is a folder:
 it gets part-00000.parquet and so on, --part-users users each, in the order of USERS, a row per recommended item: user_id,
 rank (from 1), item_id, score, tier, model; and for a user who could not be answered one row with rank 0 and `error`.
 
