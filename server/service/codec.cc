@@ -256,6 +256,11 @@ void DecodeBatch(const v1::StreamInteractionsRequest& request, const DecodeConte
     faults->Add(context.path + "users",
                 absl::StrCat("have ", count, " interactions (at most ",
                              context.limits->max_interactions, ", limits.max_interactions)"));
+  } else if (request.users_size() > context.limits->max_interactions) {
+    // Entries without interactions: two bytes of a message each, and hundreds of ours.
+    faults->Add(context.path + "users",
+                absl::StrCat("has ", request.users_size(), " entries (at most ",
+                             context.limits->max_interactions, ", limits.max_interactions)"));
   }
 }
 

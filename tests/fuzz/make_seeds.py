@@ -62,6 +62,50 @@ def torch_checkpoints():
     write("torch_checkpoint", "empty", archive.getvalue())
 
 
+def varint(number):
+    number &= 2**64 - 1
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes(out + bytes([number]))
+
+
+def message(*fields):
+    """(number, value) as protobuf writes them: integers as varints, text and messages with their length."""
+    out = b""
+    for number, value in fields:
+        if isinstance(value, int):
+            out += varint(number << 3) + varint(value)
+        else:
+            value = value.encode() if isinstance(value, str) else value
+            out += varint(number << 3 | 2) + varint(len(value)) + value
+    return out
+
+
+def requests():
+    """One request of each call with every field set, by the first byte of requests_fuzz.cc; then faulty ones."""
+    now = 1_700_000_000_000
+    event = message((1, "item1"), (2, now), (3, "e1"))
+    other = message((1, "unknown"), (2, 0))
+    recommend = message((2, 7), (3, now), (4, 0), (5, "item1"), (5, "none"), (6, "item2"), (6, "item3"), (7, "c1"),
+                        (8, "c0"), (9, 3), (10, "m@0"))
+    record = message((1, "u"), (2, event), (2, other), (3, 2))
+    for call, name, content in [
+        (0, "record", record), (1, "recommend", message((1, "u")) + recommend),
+        (2, "both", message((1, record), (2, recommend))),
+        (3, "history", message((1, event), (1, other), (2, message((2, 7), (3, now), (7, "c1"))))),
+        (4, "stream", message((1, 9), (2, message((1, "u"), (2, event))), (2, message((1, "v"), (2, other))), (3, 1))),
+        (5, "batch", message((1, recommend), (2, "u"), (2, ""), (2, "w" * 257))),
+        (6, "get_user", message((1, "u"), (2, now), (3, 10))), (7, "delete_user", message((1, "u"), (2, 1))),
+        (0, "broken_text", message((1, "u"), (2, message((1, b"\xff\xfe"), (2, now))), (2, event))),
+        (1, "broken_id", message((1, b"u\xc3"), (2, 2**31), (3, -1))),
+        (4, "many_users", message(*[(2, b"")] * 9)), (4, "many_events", message((2, message((1, "u"), *[(2, event)] * 9)))),
+        (0, "future", message((1, "u"), (2, message((1, "item1"), (2, now + 10**6))), (3, 7))),
+    ]:
+        write("requests", name, bytes([call]) + content)
+
+
 def package():
     with tempfile.TemporaryDirectory() as folder:
         directory = pathlib.Path(folder, "package")
@@ -78,4 +122,5 @@ if __name__ == "__main__":
     record_codec()
     pickles()
     torch_checkpoints()
+    requests()
     package()

@@ -398,5 +398,17 @@ TEST(Status, RetryDelayAndLongMessages) {
   EXPECT_TRUE(IsValidUtf8(cut));
 }
 
+TEST_F(Codec, BoundsTheEntriesOfABatchThatHoldNothing) {
+  v1::StreamInteractionsRequest request;
+  for (int u = 0; u < 5; ++u) request.add_users();
+  Durability durability;
+  DecodeBatch(request, context_, &durability, &faults_);
+  EXPECT_TRUE(faults_.empty());
+  request.add_users();
+  DecodeBatch(request, context_, &durability, &faults_);
+  EXPECT_EQ(faults_.ToStatus().message(),
+            "users: has 6 entries (at most 5, limits.max_interactions)");
+}
+
 }  // namespace
 }  // namespace tim4rec
