@@ -5,11 +5,10 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
-#include <fstream>
 #include <initializer_list>
-#include <iterator>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "server/app/server.h"
 #include "server/config/config.h"
@@ -26,26 +25,6 @@ constexpr int kFailed = 1;
 int Fail(int code, const absl::Status& status) {
   std::fprintf(stderr, "tim4rec-server: %s\n", std::string(status.message()).c_str());
   return code;
-}
-
-absl::Status ApplyFile(const std::string& path, ServerConfig* config) {
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError("--config: cannot read " + path);
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  return ApplyYaml(text, path, config);
-}
-
-absl::StatusOr<std::vector<std::string>> Layer(const std::string& file,
-                                               const std::map<std::string, std::string>& flags,
-                                               ServerConfig* config) {
-  if (absl::Status s = ApplyYaml(DefaultConfigYaml(), "default.yaml", config); !s.ok()) return s;
-  if (!file.empty()) {
-    if (absl::Status s = ApplyFile(file, config); !s.ok()) return s;
-  }
-  auto ignored = ApplyEnvironment(environ, config);
-  if (!ignored.ok()) return ignored;
-  if (absl::Status s = SetKeys(flags, "flags", config); !s.ok()) return s;
-  return ignored;
 }
 
 void LogStart(const ServerConfig& config, const std::vector<std::string>& ignored) {
@@ -66,12 +45,21 @@ sigset_t Signals(std::initializer_list<int> numbers) {
   return set;
 }
 
-int Serve(const ServerConfig& config) {
-  // Blocked in this thread and in those that it starts. SIGUSR1 is Admin.Drain's and stays blocked,
-  // so that a repeat does no harm.
+void Reload(const ConfigLayers& layers, Server* server) {
+  std::vector<std::string> ignored;
+  const absl::Status reloaded = server->Reload(LoadConfig(layers, &ignored));
+  if (!reloaded.ok()) {
+    Log(LogLevel::kError, "configuration not taken; all stays as it was",
+        {{"error", std::string(reloaded.message())}});
+  }
+}
+
+int Serve(const ServerConfig& config, const ConfigLayers& layers) {
+  // Blocked in this thread and in those that it starts. SIGUSR1 is Admin.Drain's; it and SIGHUP
+  // stay blocked, so that a repeat does no harm.
   const sigset_t from_outside = Signals({SIGTERM, SIGINT});
-  const sigset_t stop = Signals({SIGTERM, SIGINT, SIGUSR1});
-  pthread_sigmask(SIG_BLOCK, &stop, nullptr);
+  const sigset_t waited = Signals({SIGTERM, SIGINT, SIGUSR1, SIGHUP});
+  pthread_sigmask(SIG_BLOCK, &waited, nullptr);
   signal(SIGPIPE, SIG_IGN);
   auto server = Server::Start(config, [] { kill(getpid(), SIGUSR1); });
   if (!server.ok()) return Fail(kFailed, server.status());
@@ -79,8 +67,8 @@ int Serve(const ServerConfig& config) {
   std::printf("admin on %s\n", (*server)->admin_address().c_str());
   std::printf("metrics on %s\n", (*server)->metrics_address().c_str());
   std::fflush(stdout);
-  int number = 0;
-  sigwait(&stop, &number);
+  int number = SIGHUP;
+  while (sigwait(&waited, &number) == 0 && number == SIGHUP) Reload(layers, server->get());
   Log(LogLevel::kInfo, "draining", {{"signal", number}});
   // A second signal ends the process at once.
   pthread_sigmask(SIG_UNBLOCK, &from_outside, nullptr);
@@ -114,18 +102,20 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : kUsage;
   }
-  ServerConfig config;
-  auto ignored = Layer(file, flags, &config);
-  if (!ignored.ok()) return Fail(kUsage, ignored.status());
+  const ConfigLayers layers = {file, environ, flags};
+  std::vector<std::string> ignored;
   if (print_config) {
+    ServerConfig config;
+    if (absl::Status s = ApplyLayers(layers, &config, &ignored); !s.ok()) return Fail(kUsage, s);
     std::fputs(config.ToYaml().c_str(), stdout);
     return 0;
   }
-  if (absl::Status valid = config.Validate(); !valid.ok()) return Fail(kUsage, valid);
-  SetLogLevel(*ParseLogLevel(config.log.level));
+  const auto config = LoadConfig(layers, &ignored);
+  if (!config.ok()) return Fail(kUsage, config.status());
+  SetLogLevel(*ParseLogLevel(config->log.level));
   RouteLibraryLogs();
-  LogStart(config, *ignored);
-  return Serve(config);
+  LogStart(*config, ignored);
+  return Serve(*config, layers);
 }
 
 }  // namespace

@@ -3,14 +3,21 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/impl/server_builder_plugin.h>
 
 #include <atomic>
 #include <chrono>
+#include <map>
+#include <mutex>
 #include <optional>
+#include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -20,7 +27,9 @@
 #include "server/pipeline/model_swap.h"
 #include "server/pipeline/models.h"
 #include "server/pipeline/pipeline.h"
+#include "server/security/secrets.h"
 #include "server/service/admin_service.h"
+#include "server/service/live_limits.h"
 #include "server/service/recommender_service.h"
 #include "server/telemetry/http_endpoint.h"
 #include "server/telemetry/log.h"
@@ -37,19 +46,31 @@ absl::Status Named(const char* part, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(part, ": ", status.message()));
 }
 
+// Debian's gRPC has a reflection plugin in every server that is linked with it.
+class WithoutReflection final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    std::erase_if(*plugins, [](const auto& plugin) {
+      return dynamic_cast<grpc::reflection::ProtoServerReflectionPlugin*>(plugin.get()) != nullptr;
+    });
+  }
+};
+
 // A gRPC server for one service; `bound` becomes HOST:PORT. UNAVAILABLE naming `key` if the address
 // cannot be bound.
-absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(const char* key, const std::string& address,
-                                                     grpc::Service* service,
-                                                     const ServerConfig::Limits& limits,
-                                                     std::string* bound) {
+absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(
+    const char* key, const std::string& address,
+    const std::shared_ptr<grpc::ServerCredentials>& credentials, grpc::Service* service,
+    const ServerConfig& config, std::string* bound) {
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(address, credentials, &port);
   builder.RegisterService(service);
-  builder.SetMaxReceiveMessageSize(static_cast<int>(limits.max_message_bytes));
+  builder.SetMaxReceiveMessageSize(static_cast<int>(config.limits.max_message_bytes));
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
-                             static_cast<int>(limits.max_connection_calls));
+                             static_cast<int>(config.limits.max_connection_calls));
+  if (!config.server.reflection) builder.SetOption(std::make_unique<WithoutReflection>());
   // Two servers on one port would share its connections at random.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
@@ -59,6 +80,12 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(const char* key, const std:
   }
   *bound = absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
   return server;
+}
+
+RequestLimits LimitsOf(const ServerConfig& config) {
+  return {config.limits.max_clock_skew_ms, config.limits.max_interactions,
+          config.limits.max_item_ids, config.limits.max_stream_batches,
+          config.limits.client_metadata};
 }
 
 RetentionPolicy RetentionOf(const ServerConfig& config) {
@@ -81,8 +108,11 @@ int WorkerCount(const ServerConfig& config) {
 
 struct Server::Rep {
   // In order of construction; each part uses only those above it.
-  ServerConfig config;
+  mutable std::mutex config_mutex;
+  ServerConfig config;  // keys that change at run time: guarded by config_mutex
   Metrics metrics;
+  std::unique_ptr<Secrets> secrets;
+  std::unique_ptr<LiveLimits> limits;
   std::atomic<bool> ready = false;
   std::unique_ptr<Models> models;
   std::unique_ptr<RocksDbStore> store;
@@ -103,15 +133,32 @@ struct Server::Rep {
   std::unique_ptr<StoreWatch> store_watch;
   bool drained = false;
 
+  absl::Status OpenSecrets();
   absl::Status OpenConfiguredModel();
   absl::Status OpenStore();
   void UpdateMetrics();
   void StartPipeline();
   absl::Status StartGrpc();
   absl::Status StartAdmin();
+  void Apply(const ServerConfig& next);
   void SetServing(bool serving);
   void OnStoreChange(const absl::Status& writable);
 };
+
+absl::Status Server::Rep::OpenSecrets() {
+  auto opened = Secrets::Open(
+      {config.tls.certificate, config.tls.key, config.tls.client_ca, config.auth.tokens_file},
+      &metrics);
+  if (!opened.ok()) return opened.status();
+  secrets = *std::move(opened);
+  if (config.tls.certificate.empty() && !IsLoopback(config.listen)) {
+    Log(LogLevel::kWarning,
+        "listens in clear text: who can see the network can read and change requests and answers; "
+        "set tls.certificate and tls.key, or see that only those you trust reach it",
+        {{"listen", config.listen}});
+  }
+  return absl::OkStatus();
+}
 
 absl::Status Server::Rep::OpenConfiguredModel() {
   auto opened = OpenModel(config.model.dir, "", BuiltinBackends(), config.model.backend);
@@ -195,16 +242,15 @@ void Server::Rep::StartPipeline() {
           [this](std::string_view user) { return store->DeleteUser(user); },
           [this](std::string_view user) { return store->PurgeDeleted(user); }, &metrics,
           [this](std::span<const UserTruncation> users) { return store->Truncate(users); }});
-  service_deps = {models.get(), pipeline.get(), &metrics,
-                  RequestLimits{config.limits.max_clock_skew_ms, config.limits.max_interactions,
-                                config.limits.max_item_ids, config.limits.max_stream_batches,
-                                config.limits.client_metadata},
-                  absl::Now};
+  limits = std::make_unique<LiveLimits>(LimitsOf(config));
+  service_deps = {models.get(), pipeline.get(),     &metrics,
+                  limits.get(), &secrets->access(), absl::Now};
   service = std::make_unique<RecommenderService>(service_deps);
 }
 
 absl::Status Server::Rep::StartGrpc() {
-  auto started = Listen("listen", config.listen, service.get(), config.limits, &address);
+  auto started = Listen("listen", config.listen, secrets->CredentialsOfListener(), service.get(),
+                        config, &address);
   if (!started.ok()) return started.status();
   grpc = *std::move(started);
   grpc->GetHealthCheckService()->SetServingStatus(v1::Recommender::service_full_name(), true);
@@ -217,18 +263,56 @@ absl::Status Server::Rep::StartAdmin() {
                          RetentionOf(config).on()},
       ModelSwap::Deps{models.get(), pipeline.get(), store.get(), &metrics, &BuiltinBackends()});
   admin_service = std::make_unique<AdminService>(
-      AdminDeps{service_deps, swap.get(), config.ToYaml(),
+      AdminDeps{service_deps, swap.get(),
+                [this] {
+                  std::lock_guard lock(config_mutex);
+                  return config.ToYaml();
+                },
                 [this](const std::string& dir) { return store->CreateBackup(dir); },
                 [this](absl::Duration timeout) {
                   drain_timeout_ms = absl::ToInt64Milliseconds(timeout);
                   request_drain();
                 },
-                absl::Milliseconds(config.server.drain_timeout_ms)});
-  auto started = Listen("admin_listen", config.admin_listen, admin_service.get(), config.limits,
-                        &admin_address);
+                [this] {
+                  std::lock_guard lock(config_mutex);
+                  return absl::Milliseconds(config.server.drain_timeout_ms);
+                }});
+  auto started = Listen("admin_listen", config.admin_listen, secrets->CredentialsOfListener(),
+                        admin_service.get(), config, &admin_address);
   if (!started.ok()) return started.status();
   admin = *std::move(started);
   return absl::OkStatus();
+}
+
+// With config_mutex held for the configuration itself, since the Admin service reads it.
+void Server::Rep::Apply(const ServerConfig& next) {
+  std::map<std::string, std::string> changes;
+  std::vector<std::string> applied;
+  std::vector<std::string> kept;
+  const auto now = config.Entries();
+  const auto then = next.Entries();
+  for (size_t i = 0; i < now.size(); ++i) {
+    const auto& [key, value] = then[i];
+    if (value == now[i].second) continue;
+    if (ChangesAtRunTime(key)) {
+      changes[key] = value;
+      applied.push_back(absl::StrCat(key, "=", value));
+    } else {
+      kept.push_back(key);
+    }
+  }
+  {
+    std::lock_guard lock(config_mutex);
+    (void)SetKeys(changes, "", &config);  // they were read from a valid one
+  }
+  SetLogLevel(*ParseLogLevel(config.log.level));
+  if (LimitsOf(config) != limits->now()) limits->Set(LimitsOf(config));
+  drain_timeout_ms = config.server.drain_timeout_ms;
+  Log(LogLevel::kInfo, "configuration read again", {{"changed", absl::StrJoin(applied, " ")}});
+  if (!kept.empty()) {
+    Log(LogLevel::kWarning, "these keys have new values, which take a restart",
+        {{"keys", absl::StrJoin(kept, ", ")}});
+  }
 }
 
 void Server::Rep::SetServing(bool serving) {
@@ -267,6 +351,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  if (absl::Status s = rep.OpenSecrets(); !s.ok()) return s;
   if (absl::Status s = rep.OpenConfiguredModel(); !s.ok()) return s;
   if (absl::Status s = rep.OpenStore(); !s.ok()) return s;
   rep.StartPipeline();
@@ -282,6 +367,18 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
   rep.store_watch = std::make_unique<StoreWatch>(
       rep.store.get(), [&rep](const absl::Status& writable) { rep.OnStoreChange(writable); });
   return server;
+}
+
+absl::Status Server::Reload(const absl::StatusOr<ServerConfig>& next) {
+  const SecretTexts texts = rep_->secrets->Read();
+  std::vector<std::string> faults;
+  for (const absl::Status& status : {next.status(), texts.status()}) {
+    if (!status.ok()) faults.emplace_back(status.message());
+  }
+  if (!faults.empty()) return absl::InvalidArgumentError(absl::StrJoin(faults, "; "));
+  rep_->secrets->Take(texts);
+  rep_->Apply(*next);
+  return absl::OkStatus();
 }
 
 absl::Status Server::Drain() {

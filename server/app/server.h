@@ -14,15 +14,20 @@ namespace tim4rec {
 
 class Server {
  public:
-  // Starts in this order: model (checked against its probe), store, pipeline, gRPC, metrics, admin.
-  // Serves when it returns. Errors name the part and what to do; then nothing is left running.
-  // `request_drain` is Admin.Drain's: it asks the owner to call Drain, at any time from any thread,
-  // perhaps more than once, and returns at once.
+  // Starts in this order: certificates and tokens, model (checked against its probe), store,
+  // pipeline, gRPC, metrics, admin. Serves when it returns. Errors name the part and what to do;
+  // then nothing is left running. `request_drain` is Admin.Drain's: it asks the owner to call
+  // Drain, at any time from any thread, perhaps more than once, and returns at once.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerConfig& config,
                                                        std::function<void()> request_drain);
 
   // Drains.
   ~Server();
+
+  // What SIGHUP asks for: takes the keys of `next` that change at run time, and reads certificates
+  // and tokens again. If anything is wrong, `next` itself or a file, all stays as it was and one
+  // error lists all faults. One thread; not after Drain.
+  absl::Status Reload(const absl::StatusOr<ServerConfig>& next);
 
   // HOST:PORT with the ports that were bound.
   const std::string& address() const;

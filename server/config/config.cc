@@ -1,10 +1,14 @@
 #include "server/config/config.h"
 
+#include <arpa/inet.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
 #include <cctype>
 #include <exception>
+#include <fstream>
+#include <iterator>
+#include <set>
 #include <type_traits>
 
 #include "absl/strings/ascii.h"
@@ -49,7 +53,12 @@ void VisitKeys(Config& c, Visitor&& visit) {
   visit("limits.max_stream_batches", c.limits.max_stream_batches);
   visit("limits.client_metadata", c.limits.client_metadata);
   visit("limits.max_connection_calls", c.limits.max_connection_calls);
+  visit("tls.certificate", c.tls.certificate);
+  visit("tls.key", c.tls.key);
+  visit("tls.client_ca", c.tls.client_ca);
+  visit("auth.tokens_file", c.auth.tokens_file);
   visit("server.drain_timeout_ms", c.server.drain_timeout_ms);
+  visit("server.reflection", c.server.reflection);
   visit("log.level", c.log.level);
 }
 
@@ -88,9 +97,52 @@ bool IsAddress(const std::string& text) {
          absl::SimpleAtoi(text.substr(colon + 1), &port) && port >= 0 && port <= 65535;
 }
 
-bool IsLoopback(const std::string& address) {
-  const std::string host = address.substr(0, address.rfind(':'));
-  return host == "localhost" || host == "[::1]" || host.rfind("127.", 0) == 0;
+bool Parse(const std::string& text, int64_t* value) { return absl::SimpleAtoi(text, value); }
+bool Parse(const std::string& text, bool* value) {
+  *value = text == "true";
+  return *value || text == "false";
+}
+bool Parse(const std::string& text, std::string* value) {
+  *value = text;
+  return true;
+}
+
+const char* KindOf(int64_t) { return "a whole number"; }
+const char* KindOf(bool) { return "true or false"; }
+const char* KindOf(const std::string&) { return "text"; }
+
+std::string TextOf(int64_t value) { return absl::StrCat(value); }
+std::string TextOf(bool value) { return value ? "true" : "false"; }
+std::string TextOf(const std::string& value) { return value; }
+
+void CheckSecurity(const ServerConfig& c, std::vector<std::string>* faults) {
+  const bool tls = !c.tls.certificate.empty() && !c.tls.key.empty();
+  if (c.tls.certificate.empty() != c.tls.key.empty()) {
+    faults->push_back(c.tls.key.empty()
+                          ? "tls.key: is empty; it comes together with tls.certificate"
+                          : "tls.certificate: is empty; it comes together with tls.key");
+  } else if (!c.tls.client_ca.empty() && !tls) {
+    faults->push_back("tls.client_ca: needs tls.certificate and tls.key");
+  }
+  if (!c.auth.tokens_file.empty() && !tls && IsAddress(c.listen) && !IsLoopback(c.listen)) {
+    faults->push_back(absl::StrCat(
+        "auth.tokens_file: tokens would come to listen \"", c.listen,
+        "\" in clear text; set tls.certificate and tls.key, or listen on this machine alone"));
+  }
+  if (IsAddress(c.admin_listen) && !IsLoopback(c.admin_listen) &&
+      !(tls && !c.auth.tokens_file.empty())) {
+    faults->push_back(absl::StrCat(
+        "admin_listen: \"", c.admin_listen,
+        "\" is not of this machine alone (127.0.0.1, localhost, [::1]): set tls.certificate, "
+        "tls.key and auth.tokens_file, since else whoever reaches it may do all it offers"));
+  }
+}
+
+absl::Status ApplyFile(const std::string& path, ServerConfig* config) {
+  std::ifstream file(path);
+  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (!file) return absl::NotFoundError("--config: cannot read " + path);
+  return ApplyYaml(text, path, config);
 }
 
 }  // namespace
@@ -111,12 +163,7 @@ absl::Status ServerConfig::Validate() const {
   address("listen", listen);
   address("metrics_listen", metrics_listen);
   address("admin_listen", admin_listen);
-  if (IsAddress(admin_listen) && !IsLoopback(admin_listen)) {
-    faults.push_back(absl::StrCat(
-        "admin_listen: \"", admin_listen,
-        "\" is not of this machine alone (127.0.0.1, localhost, [::1]), and whoever reaches the "
-        "Admin service may do all it offers"));
-  }
+  CheckSecurity(*this, &faults);
   if (model.dir.empty()) {
     faults.push_back("model.dir: is empty; name a model package (--model DIR)");
   }
@@ -165,9 +212,8 @@ absl::Status ServerConfig::Validate() const {
 
 std::vector<std::pair<std::string, std::string>> ServerConfig::Entries() const {
   std::vector<std::pair<std::string, std::string>> entries;
-  VisitKeys(*this, [&](const char* key, const auto& value) {
-    entries.emplace_back(key, absl::StrCat(value));
-  });
+  VisitKeys(*this,
+            [&](const char* key, const auto& value) { entries.emplace_back(key, TextOf(value)); });
   return entries;
 }
 
@@ -193,32 +239,45 @@ std::string ServerConfig::ToYaml() const {
 
 std::string_view DefaultConfigYaml() { return kDefaultYaml; }
 
+bool ChangesAtRunTime(std::string_view key) {
+  static const auto& keys = *new std::set<std::string_view>{"limits.max_clock_skew_ms",
+                                                            "limits.max_interactions",
+                                                            "limits.max_item_ids",
+                                                            "limits.max_stream_batches",
+                                                            "limits.client_metadata",
+                                                            "server.drain_timeout_ms",
+                                                            "log.level"};
+  return keys.contains(key);
+}
+
+bool IsLoopback(const std::string& address) {
+  const std::string host = address.substr(0, address.rfind(':'));
+  in_addr ip;
+  return host == "localhost" || host == "[::1]" ||
+         (inet_pton(AF_INET, host.c_str(), &ip) == 1 && ntohl(ip.s_addr) >> 24 == 127);
+}
+
 absl::Status SetKeys(const std::map<std::string, std::string>& values, std::string_view source,
                      ServerConfig* config) {
-  ServerConfig changed = *config;
   std::vector<std::string> faults;
   std::map<std::string, std::string> unknown = values;
-  VisitKeys(changed, [&](const char* key, auto& member) {
+  VisitKeys(*config, [&](const char* key, auto& member) {
     const auto found = values.find(key);
     if (found == values.end()) return;
     unknown.erase(key);
-    if constexpr (std::is_same_v<std::decay_t<decltype(member)>, int64_t>) {
-      if (!absl::SimpleAtoi(found->second, &member)) {
-        faults.push_back(absl::StrCat(key, ": \"", found->second, "\" is not a whole number"));
-      }
+    std::decay_t<decltype(member)> value{};
+    if (Parse(found->second, &value)) {
+      member = std::move(value);
     } else {
-      member = found->second;
+      faults.push_back(absl::StrCat(key, ": \"", found->second, "\" is not ", KindOf(member)));
     }
   });
   for (const auto& [key, value] : unknown) {
     faults.push_back(absl::StrCat(key, ": unknown key (--print-config lists all)"));
   }
-  if (!faults.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(std::string(source), ": ", absl::StrJoin(faults, "; ")));
-  }
-  *config = std::move(changed);
-  return absl::OkStatus();
+  if (faults.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(std::string(source), ": ", absl::StrJoin(faults, "; ")));
 }
 
 absl::Status ApplyYaml(std::string_view yaml, std::string_view source, ServerConfig* config) {
@@ -227,13 +286,13 @@ absl::Status ApplyYaml(std::string_view yaml, std::string_view source, ServerCon
   try {
     Flatten(YAML::Load(std::string(yaml)), "", &values, &faults);
   } catch (const std::exception& e) {
-    return absl::InvalidArgumentError(absl::StrCat(std::string(source), ": ", e.what()));
+    return absl::FailedPreconditionError(absl::StrCat(std::string(source), ": ", e.what()));
   }
-  if (!faults.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(std::string(source), ": ", absl::StrJoin(faults, "; ")));
-  }
-  return SetKeys(values, source, config);
+  const absl::Status set = SetKeys(values, source, config);
+  if (faults.empty()) return set;
+  return absl::InvalidArgumentError(
+      absl::StrCat(set.ok() ? std::string(source) + ": " : std::string(set.message()) + "; ",
+                   absl::StrJoin(faults, "; ")));
 }
 
 absl::StatusOr<std::vector<std::string>> ApplyEnvironment(const char* const* environment,
@@ -257,6 +316,39 @@ absl::StatusOr<std::vector<std::string>> ApplyEnvironment(const char* const* env
   }
   if (absl::Status set = SetKeys(values, "environment", config); !set.ok()) return set;
   return others;
+}
+
+absl::Status ApplyLayers(const ConfigLayers& layers, ServerConfig* config,
+                         std::vector<std::string>* ignored) {
+  std::vector<std::string> faults;
+  const auto collect = [&](const absl::Status& status) {
+    if (!status.ok()) faults.emplace_back(status.message());
+  };
+  collect(ApplyYaml(DefaultConfigYaml(), "default.yaml", config));
+  if (!layers.file.empty()) {
+    const absl::Status applied = ApplyFile(layers.file, config);
+    if (!applied.ok() && !absl::IsInvalidArgument(applied)) return applied;
+    collect(applied);
+  }
+  auto others = ApplyEnvironment(layers.environment, config);
+  collect(others.status());
+  if (others.ok()) *ignored = *std::move(others);
+  collect(SetKeys(layers.flags, "flags", config));
+  return Faults(faults);
+}
+
+absl::StatusOr<ServerConfig> LoadConfig(const ConfigLayers& layers,
+                                        std::vector<std::string>* ignored) {
+  ServerConfig config;
+  const absl::Status applied = ApplyLayers(layers, &config, ignored);
+  if (!applied.ok() && !absl::IsInvalidArgument(applied)) return applied;
+  const absl::Status valid = config.Validate();
+  std::vector<std::string> faults;
+  for (const absl::Status& status : {applied, valid}) {
+    if (!status.ok()) faults.emplace_back(status.message());
+  }
+  if (!faults.empty()) return Faults(faults);
+  return config;
 }
 
 }  // namespace tim4rec

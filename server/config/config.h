@@ -56,8 +56,19 @@ struct ServerConfig {
     int64_t max_connection_calls = 1000;
   } limits;
 
+  struct Tls {
+    std::string certificate;
+    std::string key;
+    std::string client_ca;
+  } tls;
+
+  struct Auth {
+    std::string tokens_file;
+  } auth;
+
   struct Server {
     int64_t drain_timeout_ms = 30000;
+    bool reflection = true;
   } server;
 
   struct Log {
@@ -75,19 +86,42 @@ struct ServerConfig {
 // Text of the embedded default.yaml.
 std::string_view DefaultConfigYaml();
 
+// Whether a running server can take a new value of the key.
+bool ChangesAtRunTime(std::string_view key);
+
+// Whether HOST:PORT is of this machine alone: localhost, 127.0.0.0/8, [::1].
+bool IsLoopback(const std::string& address);
+
 // Sets keys by path ("pipeline.max_batch" → "64"). INVALID_ARGUMENT listing every unknown key and
-// every value that does not parse, each prefixed with `source`; then `config` is unchanged.
+// every value that does not parse, prefixed with `source`; the other keys are set.
 absl::Status SetKeys(const std::map<std::string, std::string>& values, std::string_view source,
                      ServerConfig* config);
 
-// Applies YAML text, nested maps with scalar leaves. Errors as SetKeys, or the parser's with line
-// and column.
+// Applies YAML text, nested maps with scalar leaves. Errors as SetKeys, or FAILED_PRECONDITION,
+// with line and column, for what is no YAML.
 absl::Status ApplyYaml(std::string_view yaml, std::string_view source, ServerConfig* config);
 
 // TIM4REC_PIPELINE_MAX_BATCH sets pipeline.max_batch. Other variables that begin with TIM4REC_ are
 // no error, since Kubernetes injects such for every service of that name; they are returned.
 absl::StatusOr<std::vector<std::string>> ApplyEnvironment(const char* const* environment,
                                                           ServerConfig* config);
+
+// Where the values of a process come from.
+struct ConfigLayers {
+  std::string file;  // YAML; empty: none
+  const char* const* environment = nullptr;
+  std::map<std::string, std::string> flags;  // by key
+};
+
+// The defaults and all layers over them; `ignored` as ApplyEnvironment returns. INVALID_ARGUMENT
+// listing every fault of every layer, with all else applied, or the error of a file that cannot be
+// read or is no YAML.
+absl::Status ApplyLayers(const ConfigLayers& layers, ServerConfig* config,
+                         std::vector<std::string>* ignored);
+
+// Likewise, and what Validate finds is among the faults.
+absl::StatusOr<ServerConfig> LoadConfig(const ConfigLayers& layers,
+                                        std::vector<std::string>* ignored);
 
 }  // namespace tim4rec
 

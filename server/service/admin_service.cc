@@ -48,17 +48,20 @@ class WaitedJob final : public Job {
 }  // namespace
 
 template <typename Work>
-grpc::Status AdminService::Answer(Method method, Work work) {
+grpc::Status AdminService::Answer(const grpc::ServerContext& context, Method method, Work work) {
   const absl::Time start = absl::Now();
-  grpc::Status status = ToGrpcStatus(work());
+  const Access& access = *deps_.service.access;
+  absl::Status done = access.Check(access.CredentialOf(context), method);
+  if (done.ok()) done = work();
+  grpc::Status status = ToGrpcStatus(done);
   deps_.service.metrics->CountRequest(method, status.error_code(),
                                       absl::ToDoubleSeconds(absl::Now() - start));
   return status;
 }
 
-grpc::Status AdminService::ListModels(grpc::ServerContext*, const v1::ListModelsRequest*,
+grpc::Status AdminService::ListModels(grpc::ServerContext* context, const v1::ListModelsRequest*,
                                       v1::ListModelsResponse* response) {
-  return Answer(Method::kListModels, [&] {
+  return Answer(*context, Method::kListModels, [&] {
     const Models& models = *deps_.service.models;
     for (const ModelHandle& model : models.List()) {
       EncodeModel(*model, models, response->add_models());
@@ -67,9 +70,10 @@ grpc::Status AdminService::ListModels(grpc::ServerContext*, const v1::ListModels
   });
 }
 
-grpc::Status AdminService::LoadModel(grpc::ServerContext*, const v1::LoadModelRequest* request,
+grpc::Status AdminService::LoadModel(grpc::ServerContext* context,
+                                     const v1::LoadModelRequest* request,
                                      v1::LoadModelResponse* response) {
-  return Answer(Method::kLoadModel, [&]() -> absl::Status {
+  return Answer(*context, Method::kLoadModel, [&]() -> absl::Status {
     if (absl::Status given = Required("directory", request->directory()); !given.ok()) return given;
     auto loaded = deps_.swap->Load(request->directory(), request->name(), request->backend());
     if (!loaded.ok()) return loaded.status();
@@ -81,7 +85,7 @@ grpc::Status AdminService::LoadModel(grpc::ServerContext*, const v1::LoadModelRe
 grpc::Status AdminService::PromoteModel(grpc::ServerContext* context,
                                         const v1::PromoteModelRequest* request,
                                         v1::PromoteModelResponse* response) {
-  return Answer(Method::kPromoteModel, [&]() -> absl::Status {
+  return Answer(*context, Method::kPromoteModel, [&]() -> absl::Status {
     if (absl::Status given = Required("version", request->version()); !given.ok()) return given;
     auto promoted = deps_.swap->Promote(request->version(), [&] { return context->IsCancelled(); });
     if (!promoted.ok()) return promoted.status();
@@ -91,17 +95,19 @@ grpc::Status AdminService::PromoteModel(grpc::ServerContext* context,
   });
 }
 
-grpc::Status AdminService::UnloadModel(grpc::ServerContext*, const v1::UnloadModelRequest* request,
+grpc::Status AdminService::UnloadModel(grpc::ServerContext* context,
+                                       const v1::UnloadModelRequest* request,
                                        v1::UnloadModelResponse*) {
-  return Answer(Method::kUnloadModel, [&]() -> absl::Status {
+  return Answer(*context, Method::kUnloadModel, [&]() -> absl::Status {
     if (absl::Status given = Required("version", request->version()); !given.ok()) return given;
     return deps_.swap->Unload(request->version());
   });
 }
 
-grpc::Status AdminService::VerifyUser(grpc::ServerContext*, const v1::VerifyUserRequest* request,
+grpc::Status AdminService::VerifyUser(grpc::ServerContext* context,
+                                      const v1::VerifyUserRequest* request,
                                       v1::VerifyUserResponse* response) {
-  return Answer(Method::kVerifyUser, [&]() -> absl::Status {
+  return Answer(*context, Method::kVerifyUser, [&]() -> absl::Status {
     Violations faults;
     if (request->user_id().empty() || request->user_id().size() > kMostIdBytes) {
       faults.Add("user_id", absl::StrCat("has ", request->user_id().size(), " bytes (1 to ",
@@ -126,10 +132,10 @@ grpc::Status AdminService::VerifyUser(grpc::ServerContext*, const v1::VerifyUser
   });
 }
 
-grpc::Status AdminService::CreateBackup(grpc::ServerContext*,
+grpc::Status AdminService::CreateBackup(grpc::ServerContext* context,
                                         const v1::CreateBackupRequest* request,
                                         v1::CreateBackupResponse* response) {
-  return Answer(Method::kCreateBackup, [&]() -> absl::Status {
+  return Answer(*context, Method::kCreateBackup, [&]() -> absl::Status {
     Violations faults;
     if (request->directory().empty() || request->directory().front() != '/') {
       faults.Add("directory", absl::StrCat("\"", request->directory(),
@@ -144,23 +150,23 @@ grpc::Status AdminService::CreateBackup(grpc::ServerContext*,
   });
 }
 
-grpc::Status AdminService::GetConfig(grpc::ServerContext*, const v1::GetConfigRequest*,
+grpc::Status AdminService::GetConfig(grpc::ServerContext* context, const v1::GetConfigRequest*,
                                      v1::GetConfigResponse* response) {
-  return Answer(Method::kGetConfig, [&] {
-    response->set_yaml(deps_.config_yaml);
+  return Answer(*context, Method::kGetConfig, [&] {
+    response->set_yaml(deps_.config_yaml());
     return absl::OkStatus();
   });
 }
 
-grpc::Status AdminService::Drain(grpc::ServerContext*, const v1::DrainRequest* request,
+grpc::Status AdminService::Drain(grpc::ServerContext* context, const v1::DrainRequest* request,
                                  v1::DrainResponse*) {
-  return Answer(Method::kDrain, [&] {
+  return Answer(*context, Method::kDrain, [&] {
     Violations faults;
     if (request->timeout_ms() < 0) {
       faults.Add("timeout_ms", absl::StrCat(request->timeout_ms(), " is negative"));
       return faults.ToStatus();
     }
-    deps_.drain(request->timeout_ms() == 0 ? deps_.drain_timeout
+    deps_.drain(request->timeout_ms() == 0 ? deps_.drain_timeout()
                                            : absl::Milliseconds(request->timeout_ms()));
     return absl::OkStatus();
   });

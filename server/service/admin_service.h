@@ -20,12 +20,12 @@ namespace tim4rec {
 struct AdminDeps {
   ServiceDeps service;
   ModelSwap* swap;
-  std::string config_yaml;  // the effective configuration
+  std::function<std::string()> config_yaml;  // the effective configuration; any thread
   std::function<absl::StatusOr<Backup>(const std::string& dir)> create_backup;  // any thread
   // Begins what SIGTERM begins, with that time for answers to reach slow clients; returns at once.
   // Repeatable.
   std::function<void(absl::Duration timeout)> drain;
-  absl::Duration drain_timeout;  // the configured one
+  std::function<absl::Duration()> drain_timeout;  // the configured one; any thread
 };
 
 // Thread-safe. The calls are few and may take long, so each has a thread of gRPC's own for as long
@@ -52,9 +52,9 @@ class AdminService final : public v1::Admin::Service {
                      v1::DrainResponse* response) override;
 
  private:
-  // Runs one call and counts it: `work` returns an absl::Status.
+  // Runs one call, if its client may, and counts it: `work` returns an absl::Status.
   template <typename Work>
-  grpc::Status Answer(Method method, Work work);
+  grpc::Status Answer(const grpc::ServerContext& context, Method method, Work work);
 
   const AdminDeps deps_;
 };

@@ -25,15 +25,17 @@ BatchStream::BatchStream(const ServiceDeps& deps, OpenStreams* streams,
                          grpc::CallbackServerContext* context, Method method, std::string instead)
     : deps_(deps),
       deadline_(absl::FromChrono(context->deadline())),
-      client_(ClientKey(*context, deps.limits.client_metadata)),
+      client_(ClientKey(*context, deps.limits->now().client_metadata)),
       streams_(*streams),
       context_(context),
       opened_(absl::Now()),
+      credential_(deps.access->CredentialOf(*context)),
       method_(method),
       instead_(std::move(instead)) {}
 
 void BatchStream::Start() {
   std::lock_guard lock(mutex_);
+  CheckAccess();
   Step();
 }
 
@@ -47,6 +49,11 @@ void BatchStream::RetryLater(std::function<void()> again) {
   retry_ = std::make_unique<grpc::Alarm>();
   retry_->Set(std::chrono::system_clock::now() + kRetryDelay,
               [again = std::move(again)](bool) { again(); });
+}
+
+void BatchStream::CheckAccess() {
+  absl::Status allowed = deps_.access->Check(credential_, method_);
+  if (!allowed.ok()) End(std::move(allowed));
 }
 
 void BatchStream::End(absl::Status status) {

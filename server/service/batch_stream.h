@@ -48,6 +48,8 @@ class BatchStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
   // Nobody is answered any more.
   virtual void OnBroken() {}
 
+  // Ends if the client may not, or no longer, call this.
+  void CheckAccess();
   // Takes nothing further. The stream ends with the first error once what was taken is answered.
   void End(absl::Status status);
   // Ends, and answers nobody any more.
@@ -84,6 +86,7 @@ class BatchStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
   OpenStreams& streams_;
   grpc::CallbackServerContext* const context_;
   const absl::Time opened_;
+  const Credential credential_;
   const Method method_;
   const std::string instead_;
   std::unique_ptr<grpc::Alarm> retry_;  // belongs to whoever retries

@@ -22,6 +22,8 @@ struct RequestLimits {
   int64_t max_item_ids = 10'000;
   int64_t max_stream_batches = 8;
   std::string client_metadata = {};  // see ClientKey
+
+  bool operator==(const RequestLimits&) const = default;
 };
 
 inline constexpr int kMostIdBytes = 256;

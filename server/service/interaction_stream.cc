@@ -99,7 +99,7 @@ void InteractionStream::Step() {
     if (taking_ || writing_ || !batches_.empty()) return;
     FinishStream();
   } else if (!reading_ && !taking_ &&
-             static_cast<int64_t>(batches_.size()) < deps_.limits.max_stream_batches) {
+             static_cast<int64_t>(batches_.size()) < deps_.limits->now().max_stream_batches) {
     Read();
   }
 }
@@ -108,7 +108,11 @@ void InteractionStream::OnReadDone(bool ok) {
   {
     std::lock_guard lock(mutex_);
     reading_ = false;
-    if (!ok) End(absl::OkStatus());
+    if (ok) {
+      CheckAccess();
+    } else {
+      End(absl::OkStatus());
+    }
     if (ending_) return Step();
     taking_ = true;
   }
@@ -132,7 +136,7 @@ std::unique_ptr<Batch> InteractionStream::Decode() {
   if (!batch->status.ok()) return batch;
   batch->sequence = request->sequence();
   const ModelHandle model = deps_.models->serving();
-  DecodeContext context{.limits = &deps_.limits,
+  DecodeContext context{.limits = &deps_.limits->now(),
                         .catalog = &model->engine->catalog(),
                         .now_ms = absl::ToUnixMillis(deps_.clock()),
                         .broken = &broken};

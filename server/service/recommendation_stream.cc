@@ -119,6 +119,7 @@ void RecommendationStream::Step() {
 void RecommendationStream::OnReadDone(bool ok) {
   std::lock_guard lock(mutex_);
   reading_ = false;
+  if (ok) CheckAccess();
   if (!ok) {
     read_all_ = true;
   } else if (!ending_) {
@@ -156,7 +157,7 @@ absl::Status RecommendationStream::TakeOptions(const v1::RecommendRequest& optio
                                                const BrokenText& broken) {
   const auto named = deps_.models->Find(options.model());
   const ModelHandle model = named.ok() ? *named : deps_.models->serving();
-  const DecodeContext context{.limits = &deps_.limits,
+  const DecodeContext context{.limits = &deps_.limits->now(),
                               .catalog = &model->engine->catalog(),
                               .now_ms = absl::ToUnixMillis(deps_.clock()),
                               .broken = &broken,

@@ -38,8 +38,9 @@ class Call final : public grpc::ServerUnaryReactor, public Job {
     if (context_->deadline() != std::chrono::system_clock::time_point::max()) {
       deadline = absl::FromChrono(context_->deadline());
     }
-    client = ClientKey(*context_, deps_.limits.client_metadata);
-    status = Decode(request);
+    client = ClientKey(*context_, deps_.limits->now().client_metadata);
+    status = deps_.access->Check(deps_.access->CredentialOf(*context_), Codec::kMethod);
+    if (status.ok()) status = Decode(request);
     if (status.ok()) {
       status = deps_.pipeline->Submit(this);
       if (status.ok()) return;
@@ -76,7 +77,7 @@ class Call final : public grpc::ServerUnaryReactor, public Job {
     if (!parsed.ok()) return parsed;
     const auto named = deps_.models->Find(Codec::Model(*request));
     model = named.ok() ? *named : deps_.models->serving();
-    const DecodeContext context{.limits = &deps_.limits,
+    const DecodeContext context{.limits = &deps_.limits->now(),
                                 .catalog = &model->engine->catalog(),
                                 .now_ms = absl::ToUnixMillis(deps_.clock()),
                                 .broken = &broken};

@@ -7,7 +7,8 @@
 #include "absl/time/time.h"
 #include "server/pipeline/models.h"
 #include "server/pipeline/pipeline.h"
-#include "server/service/codec.h"
+#include "server/security/access.h"
+#include "server/service/live_limits.h"
 #include "server/telemetry/metrics.h"
 
 namespace tim4rec {
@@ -17,7 +18,8 @@ struct ServiceDeps {
   const Models* models;
   Pipeline* pipeline;
   Metrics* metrics;
-  RequestLimits limits;
+  const LiveLimits* limits;
+  const Access* access;
   std::function<absl::Time()> clock;  // any thread
 };
 

@@ -105,6 +105,9 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
   dropped_deadline = &dropped.Add({{"reason", "deadline"}});
   dropped_cancelled = &dropped.Add({{"reason", "cancelled"}});
   dropped_draining = &dropped.Add({{"reason", "draining"}});
+  refused_no_token = &dropped.Add({{"reason", "no_token"}});
+  refused_unknown_token = &dropped.Add({{"reason", "unknown_token"}});
+  refused_role = &dropped.Add({{"reason", "role"}});
 
   auto& failures = CounterFamily(r, "tim4rec_store_failures_total",
                                  "Store operations that failed, by operation");
@@ -164,6 +167,16 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
            .Help("How long the first request of each micro-batch had waited; not those of streams")
            .Register(r)
            .Add({}, Seconds());
+  certificate_expiry = OneGauge(r, "tim4rec_certificate_expiry_timestamp_seconds",
+                                "When the server's certificate ends, in Unix time; 0 without TLS");
+  auto& unusable = prometheus::BuildGauge()
+                       .Name("tim4rec_secrets_unusable")
+                       .Help(
+                           "1 while certificates or tokens on disk cannot be used, and those "
+                           "read before are")
+                       .Register(r);
+  unusable_tls = &unusable.Add({{"kind", "tls"}});
+  unusable_tokens = &unusable.Add({{"kind", "tokens"}});
   batch_requests =
       &prometheus::BuildHistogram()
            .Name("tim4rec_batch_requests")

@@ -103,6 +103,9 @@ class Metrics {
   prometheus::Counter* dropped_deadline;
   prometheus::Counter* dropped_cancelled;
   prometheus::Counter* dropped_draining;
+  prometheus::Counter* refused_no_token;
+  prometheus::Counter* refused_unknown_token;
+  prometheus::Counter* refused_role;
   // tim4rec_store_failures_total{operation}
   prometheus::Counter* failed_append;
   prometheus::Counter* failed_read;
@@ -131,6 +134,10 @@ class Metrics {
   prometheus::Gauge* store_compaction_bytes;
   prometheus::Gauge* store_writes_slowed;
   prometheus::Histogram* queue_wait_seconds;
+  prometheus::Gauge* certificate_expiry;
+  // tim4rec_secrets_unusable{kind}
+  prometheus::Gauge* unusable_tls;
+  prometheus::Gauge* unusable_tokens;
   prometheus::Histogram* batch_requests;
   prometheus::Histogram* batch_seconds;
   // tim4rec_batch_stage_duration_seconds{stage}

@@ -1,6 +1,8 @@
 #include "server/config/config.h"
 
+#include <fstream>
 #include <set>
+#include <sstream>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -11,6 +13,7 @@ namespace {
 using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
 
 std::string Message(const absl::Status& status) { return std::string(status.message()); }
 
@@ -26,7 +29,8 @@ TEST(ServerConfig, EmbeddedDefaultsAreTheInClassDefaults) {
   // Every value is changed first, so that a key missing in the file shows.
   std::map<std::string, std::string> other;
   for (const auto& [key, value] : ServerConfig().Entries()) {
-    other[key] = value.find_first_not_of("0123456789") == std::string::npos && !value.empty()
+    other[key] = value == "true" ? "false"
+                 : value.find_first_not_of("0123456789") == std::string::npos && !value.empty()
                      ? "7"
                      : "other";
   }
@@ -70,7 +74,80 @@ TEST(ServerConfig, UnknownKeysAreAnErrorThatNamesAll) {
   EXPECT_THAT(Message(status),
               AllOf(HasSubstr("my.yaml"), HasSubstr("pipeline.max_bach: unknown"),
                     HasSubstr("limit: unknown"), HasSubstr("limits.max_item_ids: \"many\"")));
-  EXPECT_EQ(config.Entries(), Valid().Entries());
+  EXPECT_EQ(config.limits.max_item_ids, Valid().limits.max_item_ids);
+}
+
+TEST(ServerConfig, FaultsOfAllLayersAndValuesComeTogether) {
+  const std::string path = testing::TempDir() + "/layers.yaml";
+  std::ofstream(path) << "pipeline: {max_bach: 9, max_batch: 0}\nserver: {reflection: maybe}\n"
+                         "limits: {max_item_ids: [1, 2]}\n";
+  const char* environment[] = {"TIM4REC_PIPELINE_WORKERS=two", nullptr};
+  std::vector<std::string> ignored;
+  const auto loaded = LoadConfig(
+      {path, environment, {{"store.dir", "d"}, {"listen", "nowhere"}, {"nonsense", "1"}}},
+      &ignored);
+  EXPECT_THAT(
+      Message(loaded.status()),
+      AllOf(HasSubstr(path + ": server.reflection"), HasSubstr("pipeline.max_bach: unknown"),
+            HasSubstr(": \"maybe\" is not true or false"),
+            HasSubstr("limits.max_item_ids: expected a value"),
+            HasSubstr("environment: pipeline.workers: \"two\" is not a whole number"),
+            HasSubstr("flags: nonsense: unknown"), HasSubstr("model.dir: is empty"),
+            HasSubstr("pipeline.max_batch: 0 is outside"), HasSubstr("\"nowhere\""),
+            Not(HasSubstr("store.dir"))));
+  // Of a file that says nothing, only that.
+  std::ofstream(path) << "listen: [";
+  EXPECT_THAT(Message(LoadConfig({path, environment, {}}, &ignored).status()),
+              AllOf(HasSubstr("line 1"), Not(HasSubstr("model.dir"))));
+  EXPECT_THAT(Message(LoadConfig({"/absent", environment, {}}, &ignored).status()),
+              AllOf(HasSubstr("cannot read /absent"), Not(HasSubstr("model.dir"))));
+}
+
+TEST(ServerConfig, TheKeysThatChangeAtRunTimeAreMarked) {
+  std::istringstream lines{std::string(DefaultConfigYaml())};
+  std::set<std::string> marked;
+  std::string section;
+  for (std::string line; std::getline(lines, line);) {
+    const std::string word = line.substr(0, line.find(':'));
+    const size_t begin = word.find_first_not_of(' ');
+    if (begin == std::string::npos || word[begin] == '#') continue;
+    if (begin == 0) section = word;
+    if (line.find("# * ") != std::string::npos) marked.insert(section + "." + word.substr(begin));
+  }
+  std::set<std::string> changing;
+  for (const auto& [key, value] : ServerConfig().Entries()) {
+    if (ChangesAtRunTime(key)) changing.insert(key);
+  }
+  EXPECT_EQ(marked, changing);
+  EXPECT_TRUE(ChangesAtRunTime("log.level"));
+  EXPECT_FALSE(ChangesAtRunTime("listen"));
+}
+
+TEST(ServerConfig, SecretsNeverTravelInClearText) {
+  ServerConfig config = Valid();
+  config.auth.tokens_file = "tokens";
+  EXPECT_TRUE(config.Validate().ok());
+  for (const char* open : {"0.0.0.0:1", "[::]:1", "127.example.org:1", "10.0.0.1:1"}) {
+    config.listen = open;
+    EXPECT_THAT(Message(config.Validate()), HasSubstr("auth.tokens_file: tokens would come to"));
+  }
+  for (const char* local : {"127.0.0.1:1", "127.1.2.3:1", "localhost:1", "[::1]:1"}) {
+    config.listen = local;
+    EXPECT_TRUE(config.Validate().ok()) << local;
+  }
+  config.listen = config.admin_listen = "0.0.0.0:1";
+  config.tls.certificate = "certificate";
+  EXPECT_THAT(Message(config.Validate()),
+              AllOf(HasSubstr("tls.key: is empty"), HasSubstr("admin_listen: ")));
+  config.tls.key = "key";
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+  config.auth.tokens_file = "";
+  EXPECT_THAT(Message(config.Validate()), HasSubstr("admin_listen: \"0.0.0.0:1\" is not of this"));
+  config.admin_listen = "127.0.0.1:1";
+  config.tls = {.certificate = "", .key = "key", .client_ca = ""};
+  EXPECT_THAT(Message(config.Validate()), HasSubstr("tls.certificate: is empty"));
+  config.tls = {.certificate = "", .key = "", .client_ca = "ca"};
+  EXPECT_THAT(Message(config.Validate()), HasSubstr("tls.client_ca: needs tls.certificate"));
 }
 
 TEST(ServerConfig, MalformedYamlNamesTheLine) {

@@ -35,8 +35,9 @@ class ServiceTest : public PipelineTest {
   void Serve(RequestLimits limits = {}) {
     Stop();
     Start();
+    limits_.Set(std::move(limits));
     service_ = std::make_unique<RecommenderService>(
-        ServiceDeps{models_.get(), pipeline_.get(), &metrics_, limits, [this] {
+        ServiceDeps{models_.get(), pipeline_.get(), &metrics_, &limits_, &access_, [this] {
                       ++decoded_;
                       return absl::FromUnixMillis(kNow);
                     }});
@@ -64,6 +65,8 @@ class ServiceTest : public PipelineTest {
   }
 
   std::atomic<int> decoded_ = 0;  // requests, batches, first messages
+  LiveLimits limits_{RequestLimits{}};
+  Access access_{std::nullopt, &metrics_};
   std::unique_ptr<RecommenderService> service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::Recommender::Stub> stub_;
