@@ -4,6 +4,7 @@
 #   docker build -t tim4rec-server .                              the server, on CPUs
 #   docker build -t tim4rec-server:cuda --build-arg CUDA=ON .     the same with the cuda backend
 #   docker build -t tim4rec-router --target router .              nginx as the router of deploy/k8s
+#   docker build -t tim4rec-batch --target batch .                tim4rec-batch, for the job of deploy/k8s/overlays/batch
 #
 #   docker run --read-only -p 50051:50051 -p 9464:9464 -v ./my_model:/model:ro -v tim4rec-data:/data tim4rec-server
 #
@@ -56,6 +57,41 @@ EXPOSE 8443 8081
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
     CMD ["/bin/bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8081 && printf 'GET /healthz HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q ' 200 ' <&3"]
 ENTRYPOINT ["/usr/sbin/nginx", "-e", "stderr", "-c", "/etc/tim4rec/router/nginx.conf"]
+
+# The Python client, with the versions that the tests use.
+FROM debian:12-slim AS client
+# hadolint ignore=DL3008
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends ca-certificates python3-venv
+WORKDIR /src
+COPY proto proto
+COPY tests/requirements.txt tests/requirements.txt
+ENV PIP_CONSTRAINT=/src/tests/requirements.txt
+RUN python3 -m venv /opt/tim4rec \
+    && /opt/tim4rec/bin/pip install -q --no-cache-dir './proto/python[arrow]' \
+    && /opt/tim4rec/bin/pip uninstall -q -y setuptools pip \
+    && /opt/tim4rec/bin/python -c "import importlib.metadata as m; \
+       print(*sorted(f'{d.name} {d.version}' for d in m.distributions()), sep='\n')" > /opt/tim4rec/packages.txt
+
+FROM debian:12-slim AS batch
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="tim4rec-batch" \
+      org.opencontainers.image.description="Recommendations for many users into Parquet files, from running servers" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.base.name="debian:12-slim"
+COPY --from=client /opt/tim4rec /opt/tim4rec
+COPY deploy/sbom.sh /usr/share/tim4rec/sbom.sh
+# hadolint ignore=DL3008
+RUN apt-get update -qq \
+    && apt-get install -y -qq --no-install-recommends python3 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin tim4rec \
+    && sh /usr/share/tim4rec/sbom.sh tim4rec-batch "$VERSION" /dev/null /opt/tim4rec/packages.txt \
+       > /usr/share/tim4rec/sbom.cdx.json
+USER 10001
+HEALTHCHECK NONE
+ENTRYPOINT ["/opt/tim4rec/bin/tim4rec-batch"]
 
 FROM debian:12-slim AS server
 ARG VERSION=0.1.0

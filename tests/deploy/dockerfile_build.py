@@ -26,7 +26,7 @@ BINARY = pathlib.Path(sys.argv[3]) if len(sys.argv) > 3 else None
 MODEL = ROOT / "tests" / "e2e" / "testdata" / "tiny_model"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ARGUMENTS, STAGES = dockerfile.parse((ROOT / "Dockerfile").read_text())
-MOST_MIB = {"server": 320, "router": 200}  # of the last stages: Debian itself is 200
+MOST_MIB = {"server": 320, "router": 200, "batch": 480}  # of the last stages: Debian itself is 200
 
 
 def run(*command, **options):
@@ -131,14 +131,18 @@ class Image:
             (self.root / "src/build/release/bin").mkdir(parents=True, exist_ok=True)
             run("cp", BINARY, self.root / "src/build/release/bin/tim4rec-server")
         elif i.name == "RUN":
-            self.inside([*self.shell, i.text], {**self.environment, **self.arguments}, self.directory)
+            environment = {**self.environment, **self.arguments}
+            if "pip install" in i.text and "PIP_CERT" in os.environ:  # this machine's network has certificates of its own
+                shutil.copy(os.environ["PIP_CERT"], self.root / "tmp/certificates")
+                environment["PIP_CERT"] = "/tmp/certificates"
+            self.inside([*self.shell, i.text], environment, self.directory)
         elif i.name == "COPY":
             self.copy(i.words(self.arguments), images)
         elif i.name == "USER":
             self.user = i.text
         elif i.name == "ENTRYPOINT":
             self.entry = i.items()
-        elif i.name == "HEALTHCHECK":
+        elif i.name == "HEALTHCHECK" and i.text != "NONE":
             self.health = json.loads(i.text[i.text.index("CMD ") + 4:])
 
     def copy(self, words, images):
@@ -245,17 +249,19 @@ def check_files(image):
     name, root = image.stage.name, image.root
     size = int(run("du", "-sxm", "--exclude=dev", root, capture_output=True, text=True).stdout.split()[0])
     check(size < MOST_MIB[name], f"{name}: {size} MiB, fewer than {MOST_MIB[name]}")
-    for tool in ("gcc", "cc", "cmake", "make", "git", "python3", "curl", "pip"):
+    for tool in ("gcc", "cc", "cmake", "make", "git", "curl", "pip") + (("python3",) if name != "batch" else ()):
         check(not (root / "usr/bin" / tool).exists(), f"{name}: no {tool}")
     check(not list(root.glob("usr/lib/x86_64-linux-gnu/libtorch*")), f"{name}: no libtorch")
     sbom = json.loads((root / "usr/share/tim4rec/sbom.cdx.json").read_text())
     listed = {c["name"] for c in sbom["components"] if c["scope"] == "required"}
     installed = set(image.inside(["dpkg-query", "-W", "-f=${Package}\n"], image.environment, capture_output=True,
                                  text=True).stdout.split())
-    check(listed == installed | {f"tim4rec-{name}"}, f"{name}: the SBOM lists {len(installed)} packages, all")
+    python = {p.split()[0] for p in (root / "opt/tim4rec/packages.txt").read_text().splitlines()} if name == "batch" else set()
+    check(("pyarrow" in python) == (name == "batch"), f"{name}: {len(python)} Python packages")
+    check(listed == installed | python | {f"tim4rec-{name}"}, f"{name}: the SBOM lists {len(installed)} packages, all")
 
 
-def check_server(image):
+def check_server(image, batch):
     data = FOLDER / "data"
     shutil.rmtree(data, ignore_errors=True)
     server = Container(image, ["--admin-listen", "127.0.0.1:0"],
@@ -269,10 +275,24 @@ def check_server(image):
         check(server.run(["/bin/sh", "-c", f"echo >>{path}"]) != 0, f"server: cannot write {path}")
     check(server.run(["/bin/sh", "-c", "echo >>/data/x"]) == 0, "server: can write its volume")
     check(call_server() == (1, 5), "server: records and recommends")
+    check_batch(batch)
     code, said = server.stop()
     check(code == 0, f"server: ends with 0 after SIGTERM ({said.splitlines()[-1][:80]})")
     check(any(data.iterdir()), "server: its store is on the volume")
     check(not server.healthy(), "server: its health check fails once it has ended")
+
+
+def check_batch(image):
+    """The image's command for two users of the running server, with a read-only root."""
+    folder = FOLDER / "batch"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "users.txt").write_text("u\nnobody\n")
+    job = Container(image, ["/batch/users.txt", "/batch/out", "--servers", "127.0.0.1:50051"],
+                    {"/batch": (folder, True), "/tmp": (FOLDER / "tmp", True)})
+    said = job.process.communicate(timeout=120)[0]
+    check(job.process.returncode == 0 and "2/2 users" in said, f"batch: answers two users ({said.splitlines()[-1][:80]})")
+    check((folder / "out/part-00000.parquet").stat().st_uid == int(image.user), "batch: its list belongs to user 10001")
 
 
 def call_server():
@@ -308,7 +328,8 @@ def check_router(image):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, text in (("listen.conf", "listen 8443 http2;\n"), ("tokens.conf", "default 1;\n"),
-                       ("servers.conf", "server 127.0.0.1:50051 max_fails=0;\n")):
+                       ("servers.conf", "server 127.0.0.1:50051 max_fails=0;\n"),
+                       ("any.conf", "server 127.0.0.1:50051;\n")):
         (folder / name).write_text(text)
     shutil.copy(ROOT / "deploy/k8s/base/router/nginx.conf", folder)
     router = Container(image, mounts={"/etc/tim4rec/router": (folder, False), "/tmp": (FOLDER / "tmp", True)})
@@ -320,9 +341,9 @@ def check_router(image):
 def main():
     images = build_all()
     own_network()
-    for name in ("server", "router"):
+    for name in ("server", "router", "batch"):
         check_files(images[name])
-    check_server(images["server"])
+    check_server(images["server"], images["batch"])
     check_router(images["router"])
     print("the Dockerfile builds and runs")
 

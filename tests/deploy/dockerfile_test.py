@@ -18,7 +18,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.argv.pop(1)
 ARGUMENTS, STAGES = dockerfile.parse((ROOT / "Dockerfile").read_text())
 NAMED = {s.name: s for s in STAGES}
-SHIPPED = [NAMED["router"], NAMED["server"]]
+SERVING = [NAMED["router"], NAMED["server"]]
+SHIPPED = [*SERVING, NAMED["batch"]]
 
 
 class Rules(unittest.TestCase):
@@ -63,9 +64,11 @@ class Rules(unittest.TestCase):
             self.assertEqual({k.removeprefix(prefix) for k in labels},
                              {"title", "description", "version", "revision", "base.name"})
             self.assertEqual(labels[f"{prefix}title"], f"tim4rec-{stage.name}")
+            self.assertTrue(stage.all("ENTRYPOINT")[0].items(), "the process itself gets the signals")
+            self.assertIn("sbom.cdx.json", " ".join(i.text for i in stage.all("RUN")))
+        for stage in SERVING:
             health, = stage.all("HEALTHCHECK")
             self.assertRegex(health.text, r"--interval=\d+s --timeout=\d+s --start-period=\d+s\s+CMD \[")
-            self.assertTrue(stage.all("ENTRYPOINT")[0].items(), "the process itself gets the signals")
             port = re.search(r"/dev/tcp/127\.0\.0\.1/(\d+)", health.text)[1]
             self.assertIn(port, stage.all("EXPOSE")[0].text.split())
         self.assertEqual(NAMED["server"].all("VOLUME")[0].text, "/data")
@@ -86,19 +89,23 @@ class Rules(unittest.TestCase):
 
 class Sbom(unittest.TestCase):
     def test_it_lists_what_is_installed(self):
-        with tempfile.NamedTemporaryFile("w") as built:
+        with tempfile.NamedTemporaryFile("w") as built, tempfile.NamedTemporaryFile("w") as python:
             built.write("libhwy-dev 1.0.3-3+deb12u1\n")
             built.flush()
-            done = subprocess.run(["sh", ROOT / "deploy" / "sbom.sh", "tim4rec-server", "1.2", built.name],
+            python.write("grpcio 1.85.1\n")
+            python.flush()
+            done = subprocess.run(["sh", ROOT / "deploy" / "sbom.sh", "tim4rec-server", "1.2", built.name, python.name],
                                   capture_output=True, text=True, check=True)
         sbom = json.loads(done.stdout)
         self.assertEqual((sbom["bomFormat"], sbom["specVersion"]), ("CycloneDX", "1.5"))
         here = subprocess.run(["dpkg-query", "-W", "-f=${Package} ${Version}\n"], capture_output=True, text=True,
                               check=True).stdout.splitlines()
         listed = {f"{c['name']} {c['version']}" for c in sbom["components"] if c["scope"] == "required"}
-        self.assertEqual(listed, {*here, "tim4rec-server 1.2"})
-        self.assertEqual(sbom["components"][-1]["purl"], "pkg:deb/debian/libhwy-dev@1.0.3-3%2Bdeb12u1?distro=bookworm")
-        self.assertEqual(sbom["components"][-1]["scope"], "excluded")
+        self.assertEqual(listed, {*here, "tim4rec-server 1.2", "grpcio 1.85.1"})
+        *_, debian, python = sbom["components"]
+        self.assertEqual(debian["purl"], "pkg:deb/debian/libhwy-dev@1.0.3-3%2Bdeb12u1?distro=bookworm")
+        self.assertEqual(debian["scope"], "excluded")
+        self.assertEqual(python["purl"], "pkg:pypi/grpcio@1.85.1")
 
 
 if __name__ == "__main__":

@@ -11,21 +11,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 import urllib.request
 
 import grpc
 import kubernetes_validate
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
-from server_process import ServerProcess  # noqa: E402
+from server_process import ServerProcess, free_port  # noqa: E402
+from tim4rec import Ring  # noqa: E402
 
 os.environ["PATH"] += ":/usr/sbin"
 BUILD = pathlib.Path(sys.argv.pop(1)).resolve()
 K8S = ROOT / "deploy" / "k8s"
-OVERLAYS = sorted(p.name for p in (K8S / "overlays").iterdir())
+JOB = "batch"  # runs beside the servers of another overlay
+OVERLAYS = sorted(p.name for p in (K8S / "overlays").iterdir() if p.name != JOB)
 VERSIONS = ("1.27", "1.37")
 NO_SCHEMA = {"ServiceMonitor"}  # of the Prometheus operator
 PLURALS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -48,13 +53,14 @@ class Rendered:
     def all(self, kind):
         return [o for o in self.objects if o["kind"] == kind]
 
-    def one(self, kind, prefix=""):
-        found = [o for o in self.all(kind) if o["metadata"]["name"].startswith(prefix)]
-        assert len(found) == 1, f"{len(found)} {kind} {prefix}*"
+    def one(self, kind, name=None):
+        found = [o for o in self.all(kind) if name in (None, o["metadata"]["name"])]
+        assert len(found) == 1, f"{len(found)} {kind} {name}"
         return found[0]
 
     def pods(self):
-        return [(o["metadata"]["name"], o["spec"]["template"]) for k in ("StatefulSet", "Deployment") for o in self.all(k)]
+        return [(o["metadata"]["name"], o["spec"]["template"]) for k in ("StatefulSet", "Deployment", "Job")
+                for o in self.all(k)]
 
     def server(self):
         return self.one("StatefulSet")["spec"]["template"]["spec"]["containers"][0]
@@ -77,9 +83,10 @@ class Overlays(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.rendered = {name: Rendered(name) for name in OVERLAYS}
+        cls.job = Rendered(JOB)
 
     def test_cpu_dev_and_gpu_are_there(self):
-        self.assertEqual(OVERLAYS, ["cpu", "dev", "gpu"])
+        self.assertEqual(OVERLAYS, ["cpu", "dev", "gpu", "history"])
 
     def test_every_object_fits_its_schema(self):
         for rendered in self.rendered.values():
@@ -87,6 +94,7 @@ class Overlays(unittest.TestCase):
             for kind in ("StatefulSet", "Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler",
                          "NetworkPolicy", "ConfigMap", "ServiceAccount", "ServiceMonitor"):
                 self.assertIn(kind, kinds)
+        for rendered in (*self.rendered.values(), self.job):
             for o in rendered.objects:
                 if o["kind"] in NO_SCHEMA:
                     continue
@@ -120,11 +128,13 @@ class Overlays(unittest.TestCase):
             monitor = rendered.one("ServiceMonitor")["spec"]
             watched = [s for s in rendered.all("Service")
                        if fits(monitor["selector"]["matchLabels"], s["metadata"]["labels"])]
-            self.assertEqual([s["metadata"]["name"] for s in watched], ["tim4rec"])
-            self.assertIn(monitor["endpoints"][0]["port"], {p["name"] for p in watched[0]["spec"]["ports"]})
-            target = rendered.one("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]
-            self.assertEqual(target["name"], rendered.one("Deployment")["metadata"]["name"])
-            self.assertEqual(target["kind"], "Deployment")  # the number of shards is nobody's to change
+            self.assertEqual([s["metadata"]["name"] for s in watched],
+                             ["tim4rec", "tim4rec-history"] if rendered is self.rendered["history"] else ["tim4rec"])
+            for service in watched:
+                self.assertIn(monitor["endpoints"][0]["port"], {p["name"] for p in service["spec"]["ports"]})
+            targets = [o["spec"]["scaleTargetRef"] for o in rendered.all("HorizontalPodAutoscaler")]
+            self.assertEqual({t["kind"] for t in targets}, {"Deployment"})  # the number of shards is nobody's to change
+            self.assertEqual({t["name"] for t in targets}, {d["metadata"]["name"] for d in rendered.all("Deployment")})
 
     def test_what_is_mounted_exists(self):
         outside = {"tim4rec-router-tls", "tim4rec-router-tokens"}  # README: created by hand
@@ -144,7 +154,7 @@ class Overlays(unittest.TestCase):
             self.assertIn(f"create secret generic {secret} ", readme)
 
     def test_containers_are_confined(self):
-        for rendered in self.rendered.values():
+        for rendered in (*self.rendered.values(), self.job):
             for _, pod in rendered.pods():
                 spec = pod["spec"]
                 self.assertFalse(spec["automountServiceAccountToken"])
@@ -158,12 +168,13 @@ class Overlays(unittest.TestCase):
                     self.assertLessEqual({"cpu", "memory"}, set(c["resources"]["requests"]))
                     self.assertRegex(c["image"], r"^registry\.example/tim4rec-\w+:[\w.-]+$")
                     self.assertNotIn(":latest", c["image"])
-                for c in spec["containers"]:
+                for c in spec["containers"] if rendered is not self.job else []:
                     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                         self.assertIn(probe, c)
+        for rendered in self.rendered.values():
             policy = rendered.one("NetworkPolicy", "tim4rec-router")
             self.assertNotEqual(policy["spec"]["egress"], [{}])
-            server = next(p for p in rendered.all("NetworkPolicy") if p["metadata"]["name"] == "tim4rec")
+            server = rendered.one("NetworkPolicy", "tim4rec")
             self.assertEqual((server["spec"]["policyTypes"], server["spec"].get("egress", [])), (["Ingress", "Egress"], []))
 
     def test_shards_are_named_the_same_everywhere(self):
@@ -179,6 +190,46 @@ class Overlays(unittest.TestCase):
                 self.assertNotIn("clusterIP", services[shard])
                 self.assertEqual(services[shard]["ports"][0]["port"], port)
             self.assertEqual(len([s for s in services if re.fullmatch(r"tim4rec-\d+", s)]), len(shards))
+
+    def test_the_job_has_an_index_for_each_shard_and_may_call_it(self):
+        job = self.job.one("Job")["spec"]
+        self.assertEqual((job["completionMode"], job["parallelism"]), ("Indexed", job["completions"]))
+        pod = job["template"]
+        container, = pod["spec"]["containers"]
+        servers, = [a.removeprefix("--servers=") for a in container["args"] if a.startswith("--servers=")]
+        for rendered in self.rendered.values():
+            listed = re.findall(r"^server (\S+) max_fails=0;$", rendered.files("tim4rec-router")["servers.conf"], re.M)
+            self.assertEqual(servers.split(","), listed)
+            self.assertEqual(job["completions"], len(listed))
+            policy = rendered.one("NetworkPolicy", "tim4rec")
+            allowed = [f["podSelector"]["matchLabels"] for f in policy["spec"]["ingress"][0]["from"]]
+            self.assertTrue(any(a.items() <= pod["metadata"]["labels"].items() for a in allowed))
+            services = [s["spec"]["selector"] for s in rendered.all("Service")]
+            self.assertFalse(any(s.items() <= pod["metadata"]["labels"].items() for s in services))
+        claim = self.job.one("PersistentVolumeClaim")
+        self.assertEqual(pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"], claim["metadata"]["name"])
+        self.assertEqual(claim["spec"]["accessModes"], ["ReadWriteMany"])  # the pods are on several nodes
+
+    def test_what_holds_nothing_is_scaled_by_its_queue_time(self):
+        rendered = self.rendered["history"]
+        metric, = rendered.one("HorizontalPodAutoscaler", "tim4rec-history")["spec"]["metrics"]
+        rule, = yaml.safe_load((ROOT / "deploy/prometheus/adapter.yaml").read_text())["rules"]
+        self.assertEqual((metric["type"], metric["pods"]["metric"]["name"]), ("Pods", rule["name"]["as"]))
+        # Only they differ from the shards, whose server and configuration they run.
+        history = rendered.one("Deployment", "tim4rec-history")["spec"]["template"]["spec"]
+        shard = rendered.one("StatefulSet")["spec"]["template"]["spec"]
+        for key in ("initContainers", "nodeSelector", "terminationGracePeriodSeconds"):
+            self.assertEqual(history[key], shard[key])
+        for key in set(history["containers"][0]) - {"resources"}:
+            self.assertEqual(history["containers"][0][key], shard["containers"][0][key])
+        self.assertEqual([v for v in history["volumes"] if v["name"] == "data"],
+                         [{"name": "data", "emptyDir": {"sizeLimit": "1Gi"}}])
+        service = rendered.one("Service", "tim4rec-history")["spec"]
+        self.assertEqual(rendered.files("tim4rec-router")["any.conf"],
+                         f"server tim4rec-history:{service['ports'][0]['port']};\n")
+        reaches = rendered.one("NetworkPolicy", "tim4rec-history-router")["spec"]
+        self.assertEqual(reaches["podSelector"], rendered.one("NetworkPolicy", "tim4rec-router")["spec"]["podSelector"])
+        self.assertEqual(reaches["egress"][0]["to"][0]["podSelector"]["matchLabels"], service["selector"])
 
     def test_gpu_has_one_and_may_go_where_they_are(self):
         spec = self.rendered["gpu"].one("StatefulSet")["spec"]["template"]["spec"]
@@ -238,6 +289,41 @@ class Loaded(unittest.TestCase):
                         self.assertEqual(answer.status, 200)
                     self.assertEqual(server.stop(), 0)
 
+    def test_the_job_answers_every_user_once(self):
+        """Its command for each index, before real servers; each container is killed once and started again."""
+        job = Rendered(JOB).one("Job")["spec"]
+        container, = job["template"]["spec"]["containers"]
+        self.assertEqual(container["env"][0]["valueFrom"]["fieldRef"]["fieldPath"],
+                         "metadata.annotations['batch.kubernetes.io/job-completion-index']")
+        names = {f"tim4rec-{n}:50051": f"127.0.0.1:{free_port()}" for n in range(job["completions"])}
+        for address in names.values():
+            server = ServerProcess(BUILD, self.folder / address.replace(":", "_"), listen=address)
+            self.addCleanup(server.__exit__)
+        users = [f"u{n}" for n in range(3000)]
+        pq.write_table(pa.table({"user_id": users}), self.folder / "users.parquet")
+        (self.folder / "lists").mkdir()
+        program = pathlib.Path(sys.executable).with_name(pathlib.PurePath(container["command"][0]).name)
+        for index in range(job["completions"]):
+            command = [str(program)]
+            for word in container["args"]:
+                word = word.replace("$(SHARD)", str(index)).replace("/batch/", f"{self.folder}/")
+                command.append(re.sub(r"tim4rec-\d+:50051", lambda m: names[m[0]], word))
+            command += ["--part-users", "100"]
+            with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+                while not (self.folder / "lists" / str(index) / "part-00001.parquet").exists() and first.poll() is None:
+                    time.sleep(0.005)
+                first.kill()
+            subprocess.run(command, stderr=subprocess.DEVNULL, check=True, timeout=60)
+        rows = collections.Counter()
+        for index, address in enumerate(names.values()):
+            ring, parts = Ring(list(names.values())), sorted((self.folder / "lists" / str(index)).glob("part-*.parquet"))
+            self.assertEqual(len(parts), 30)
+            for part in parts:
+                mine = pq.read_table(part, columns=["user_id"])["user_id"].to_pylist()
+                self.assertEqual({ring.server_of(u) for u in mine} - {address}, set())
+                rows.update(mine)
+        self.assertEqual(rows, {user: 10 for user in users})
+
     def test_nginx_takes_its_configuration(self):
         subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
                         "-subj", "/CN=router", "-keyout", "tls.key", "-out", "tls.crt"], cwd=self.folder, check=True,
@@ -248,8 +334,8 @@ class Loaded(unittest.TestCase):
                 files = {"tokens.conf": '"Bearer token" 1;\n', **rendered.files("tim4rec-router")}
                 for name, text in files.items():
                     text = text.replace("/tmp/", f"{self.folder}/").replace("/etc/tim4rec/tls", str(self.folder))
-                    (self.folder / name).write_text(re.sub(r"tim4rec-\d+:", "127.0.0.1:", text))
-                pod = rendered.one("Deployment")["spec"]["template"]["spec"]["containers"][0]
+                    (self.folder / name).write_text(re.sub(r"tim4rec-(\d+|history):", "127.0.0.1:", text))
+                pod = rendered.one("Deployment", "tim4rec-router")["spec"]["template"]["spec"]["containers"][0]
                 self.assertIn("/etc/tim4rec/router/nginx.conf", pod["command"])
                 done = subprocess.run(["nginx", "-t", "-e", "stderr", "-p", self.folder, "-c",
                                        self.folder / "nginx.conf"], capture_output=True, text=True, check=False)

@@ -128,6 +128,18 @@ class Live(unittest.TestCase):
         documented = set(re.findall(r"^\| `((?:tim4rec|process)_\w+)` \|", (ROOT / "server" / "README.md").read_text(), re.M))
         self.assertEqual(documented, self.known)
 
+    def test_the_autoscaler_is_told_the_mean_queue_time(self):
+        rule, = yaml.safe_load((ROOT / "deploy" / "prometheus" / "adapter.yaml").read_text())["rules"]
+        self.assertIn(re.match(r"\w+", rule["seriesQuery"])[0].removesuffix("_count"), self.known)
+        query = rule["metricsQuery"].replace("<<.LabelMatchers>>", 'job="tim4rec"').replace("<<.GroupBy>>", "instance")
+        found, = self.ask("query", query=query)["result"]
+        self.assertEqual(found["metric"], {"instance": self.server.metrics})
+        total, count = (float(re.search(rf"^tim4rec_queue_wait_seconds_{what} (\S+)$", self.server.scrape(), re.M)[1])
+                        for what in ("sum", "count"))
+        self.assertGreater(count, 0)
+        self.assertGreater(float(found["value"][1]), 0)
+        self.assertLess(float(found["value"][1]), 10 * total / count)
+
     def test_a_healthy_server_raises_no_alert(self):
         groups = self.ask("rules")["groups"]
         rules = [r for g in groups for r in g["rules"]]

@@ -5,6 +5,7 @@ Usage: router_test.py BUILD [unittest arguments]     BUILD: build/<preset>
 import collections
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ EVERYBODY = "default 1;\n"
 class Router:
     """nginx with the shipped nginx.conf, in a folder of its own; `address` takes calls."""
 
-    def __init__(self, folder, servers, listen="listen {address} http2;\n", tokens=EVERYBODY):
+    def __init__(self, folder, servers, anybody=None, listen="listen {address} http2;\n", tokens=EVERYBODY):
         self.folder, self.port, health = pathlib.Path(folder), free_port(), free_port()
         self.address, self.health = f"127.0.0.1:{self.port}", f"127.0.0.1:{health}"
         conf = (SHIPPED / "nginx.conf").read_text()
@@ -41,6 +42,7 @@ class Router:
             conf = conf.replace(ours, theirs)
         self.write("nginx.conf", conf)
         self.write("servers.conf", "".join(f"server {s} max_fails=0;\n" for s in servers))
+        self.write("any.conf", "".join(f"server {s};\n" for s in anybody or servers))
         self.write("listen.conf", listen.format(address=self.address))
         self.write("tokens.conf", tokens)
         self.errors = (self.folder / "errors").open("w")
@@ -121,6 +123,31 @@ class Stickiness(WithServers):
         moved = [u for u in users if before.server_of(u) != after.server_of(u)]
         self.assertTrue(all(after.server_of(u) == "d:1" for u in moved))
         self.assertTrue(3000 / 4 / 2 < len(moved) < 3000 / 4 * 2, len(moved))
+
+
+class History(WithServers):
+    """Calls that belong to no user, as overlays/history routes them: beside the shards, to whoever is there."""
+
+    def test_they_go_to_the_servers_of_any_conf(self):
+        shards, others = self.names[:1], self.names[1:]
+        router = Router(str(self.folder), shards, anybody=others)
+        self.addCleanup(router.stop)
+        client = self.connect(router.address, retry=NEVER)
+        client.record("u", event(1))
+        answers = [client.recommend_for_history(event(1), Query(k=5, as_of_ms=T0 + 10**6)).items for _ in range(20)]
+        self.assertEqual(answers, [client.recommend("u", Query(k=5, as_of_ms=T0 + 10**6)).items] * 20)
+
+        def answered(name):
+            found = re.findall(r'^tim4rec_requests_total{code="OK",method="RecommendForHistory"} (\d+)$',
+                               self.servers[name].scrape(), re.M)
+            return int(found[0]) if found else 0
+        self.assertEqual([answered(n) for n in shards], [0])
+        self.assertEqual(sum(answered(n) for n in others), 20)
+        self.assertTrue(all(answered(n) for n in others))
+        # One of them ends: nobody notices, as nothing is stored there.
+        self.servers[others[0]].kill()
+        for _ in range(20):
+            self.assertEqual(client.recommend_for_history(event(1), Query(k=5, as_of_ms=T0 + 10**6)).items, answers[0])
 
 
 class Outage(WithServers):
