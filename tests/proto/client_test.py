@@ -3,6 +3,7 @@
 Usage: client_test.py BUILD [unittest arguments]     BUILD: build/<preset>
 """
 import asyncio
+import concurrent.futures
 import dataclasses
 import itertools
 import json
@@ -142,6 +143,28 @@ class Retries(WithServer):
         answer = client.record("ada", events("item1", "item2"))
         back.join()
         self.assertEqual([r.outcome for r in answer.results], [Outcome.DUPLICATE, Outcome.APPLIED])
+
+    def test_a_call_in_a_server_s_last_moment_is_tried_again(self):
+        from tim4rec.v1 import recommender_pb2 as pb
+        said = iter(["CANCELLED", "CANCELLED", None, "by somebody"])
+
+        class Ending(grpc.GenericRpcHandler):  # as gRPC's own server ends, whose moment a test cannot hit at will
+            def service(self, call):
+                def answer(request, context):
+                    if word := next(said):
+                        context.abort(grpc.StatusCode.CANCELLED, word)
+                    return pb.GetUserResponse(event_count=7).SerializeToString()
+                return grpc.unary_unary_rpc_method_handler(answer)
+        server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.add_generic_rpc_handlers((Ending(),))
+        server.start()
+        self.addCleanup(server.stop, None)
+        client = self.connect(f"127.0.0.1:{port}")
+        self.assertEqual(client.get_user("u").event_count, 7)
+        with self.assertRaises(CallError) as raised:
+            client.get_user("u")
+        self.assertEqual((raised.exception.code, raised.exception.attempts), (grpc.StatusCode.CANCELLED, 1))
 
     def test_the_deadline_is_for_all_tries(self):
         client = self.connect(f"127.0.0.1:{free_port()}", retry=Retry(attempts=1000), timeout_s=0.7)

@@ -148,6 +148,16 @@ def unary_methods() -> list[str]:
     return [name for name, m in _METHODS.items() if not (m.client_streaming or m.server_streaming)]
 
 
+def _retry_code(error: grpc.RpcError) -> grpc.StatusCode:
+    """The code by which to decide on another try.
+
+    A call that reaches a gRPC server in its last moment, already drained, is answered CANCELLED with no other word (what
+    `Client.close` cancels says more): nobody has begun it, so it is as if the server had gone before.
+    """
+    lost = error.code() is grpc.StatusCode.CANCELLED and error.details() == "CANCELLED"
+    return grpc.StatusCode.UNAVAILABLE if lost else error.code()
+
+
 class Attempts:
     """The tries of one unary call: when the next one may start, until when it may last."""
 
@@ -163,7 +173,7 @@ class Attempts:
         """Seconds to wait after `error` before the next try; raises CallError where there shall be none."""
         self._done += 1
         violations, advice_s = details_of(error.trailing_metadata())
-        delay_s = self._retry.delay_s(self._done, error.code(), advice_s)
+        delay_s = self._retry.delay_s(self._done, _retry_code(error), advice_s)
         if delay_s is None or delay_s >= self.left_s():
             raise CallError(error.code(), error.details() or "", self._done, violations, advice_s) from error
         return delay_s
@@ -208,7 +218,9 @@ class Unanswered(Generic[T]):
             code, message, trailers = error.code(), error.details() or "", error.trailing_metadata()
         violations, advice_s = details_of(trailers)
         # A call's deadline is only there to notice a server that hangs.
-        again = grpc.StatusCode.UNAVAILABLE if code is grpc.StatusCode.DEADLINE_EXCEEDED else code
+        again = grpc.StatusCode.UNAVAILABLE
+        if error is not None and code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            again = _retry_code(error)
         delay_s = self._retry.delay_s(self._failures, again, advice_s)
         if delay_s is None:
             raise CallError(code, message, self._failures, violations, advice_s) from error

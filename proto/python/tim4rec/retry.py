@@ -6,7 +6,8 @@ again. That holds because the caller sets `timestamp_ms` (and `event_id`), and a
 
 So the code decides alone. UNAVAILABLE: the server cannot be reached, drains or cannot write; nothing says that it will
 be so in a moment. RESOURCE_EXHAUSTED with retry advice: its queue is full; without advice the request is too large, and
-would be again. Every other code would come again, or, as DEADLINE_EXCEEDED, leaves no time.
+would be again. CANCELLED with no other word is what gRPC answers a call that reaches a server in its last moment: as UNAVAILABLE.
+Every other code would come again, or, as DEADLINE_EXCEEDED, leaves no time.
 """
 from __future__ import annotations
 
