@@ -329,7 +329,7 @@ def check_router(image):
     folder.mkdir()
     for name, text in (("listen.conf", "listen 8443 http2;\n"), ("tokens.conf", "default 1;\n"),
                        ("servers.conf", "server 127.0.0.1:50051 max_fails=0;\n"),
-                       ("any.conf", "server 127.0.0.1:50051;\n")):
+                       ("any.conf", "server 127.0.0.1:50051;\n"), ("transport.conf", "set $transport grpc;\n")):
         (folder / name).write_text(text)
     shutil.copy(ROOT / "deploy/k8s/base/router/nginx.conf", folder)
     router = Container(image, mounts={"/etc/tim4rec/router": (folder, False), "/tmp": (FOLDER / "tmp", True)})

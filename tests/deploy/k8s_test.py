@@ -86,7 +86,7 @@ class Overlays(unittest.TestCase):
         cls.job = Rendered(JOB)
 
     def test_cpu_dev_and_gpu_are_there(self):
-        self.assertEqual(OVERLAYS, ["cpu", "dev", "gpu", "history"])
+        self.assertEqual(OVERLAYS, ["cpu", "dev", "gpu", "history", "tls"])
 
     def test_every_object_fits_its_schema(self):
         for rendered in self.rendered.values():
@@ -137,7 +137,7 @@ class Overlays(unittest.TestCase):
             self.assertEqual({t["name"] for t in targets}, {d["metadata"]["name"] for d in rendered.all("Deployment")})
 
     def test_what_is_mounted_exists(self):
-        outside = {"tim4rec-router-tls", "tim4rec-router-tokens"}  # README: created by hand
+        outside = {"tim4rec-router-tls", "tim4rec-router-tokens", "tim4rec-server-tls", "tim4rec-server-tokens"}  # by hand
         for name, rendered in self.rendered.items():
             made = {o["metadata"]["name"] for k in ("ConfigMap", "Secret") for o in rendered.all(k)}
             for workload, pod in rendered.pods():
@@ -265,8 +265,10 @@ class Loaded(unittest.TestCase):
                 ports = {p["name"]: p["containerPort"] for p in container["ports"]}
                 self.assertEqual({"grpc": config["listen"], "metrics": config["metrics_listen"]},
                                  {name: f"0.0.0.0:{port}" for name, port in ports.items()})
-                self.assertEqual(container["startupProbe"]["grpc"]["port"], ports["grpc"])
-                self.assertEqual(container["readinessProbe"]["grpc"]["port"], ports["grpc"])
+                for probe in (container["startupProbe"], container["readinessProbe"]):  # the kubelet's gRPC speaks no TLS
+                    asked = [probe.get("grpc", {}).get("port"), probe.get("httpGet")]
+                    self.assertEqual(asked, [None, {"path": "/readyz", "port": "metrics"}] if config["tls"]["certificate"]
+                                     else [ports["grpc"], None])
                 grace = rendered.one("StatefulSet")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
                 self.assertGreaterEqual(grace, 2 * int(config["server"]["drain_timeout_ms"]) / 1000)
                 states = int(config["pipeline"]["max_resident_users"]) * 37_000 + int(config["store"]["block_cache_bytes"])
@@ -279,15 +281,43 @@ class Loaded(unittest.TestCase):
                     self.assertIn(key, keys)
 
                 environment.pop("TIM4REC_MODEL_BACKEND", None)  # there is no GPU here
+                secrets = self.secrets(rendered, container)
+                environment = {name: value.replace("/etc/tim4rec-secrets", str(secrets)) for name, value in environment.items()}
                 data = self.folder / overlay
                 with ServerProcess(BUILD, data, "--config", str(path), env=environment) as server:
-                    with grpc.insecure_channel(server.address) as channel:
+                    channel = grpc.insecure_channel(server.address)
+                    if config["tls"]["certificate"]:
+                        channel = grpc.secure_channel(server.address, grpc.ssl_channel_credentials(
+                            (secrets / "tls.crt").read_bytes()), [("grpc.ssl_target_name_override", "tim4rec-server")])
+                    with channel:
                         check = channel.unary_unary("/grpc.health.v1.Health/Check")
                         self.assertEqual(check(b"", timeout=20), b"\x08\x01")  # SERVING
-                    live = f"http://{server.metrics}{container['livenessProbe']['httpGet']['path']}"
-                    with urllib.request.urlopen(live, timeout=20) as answer:
-                        self.assertEqual(answer.status, 200)
+                    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                        if "httpGet" in container[probe]:
+                            url = f"http://{server.metrics}{container[probe]['httpGet']['path']}"
+                            with urllib.request.urlopen(url, timeout=20) as answer:
+                                self.assertEqual(answer.status, 200)
                     self.assertEqual(server.stop(), 0)
+
+    def secrets(self, rendered, container):
+        """The folder that the pod mounts them from, files and modes as there, made here."""
+        folder = self.folder / "secrets"
+        if not any(m["name"] == "secrets" for m in container["volumeMounts"]):
+            return folder
+        volume, = [v["projected"] for v in rendered.one("StatefulSet")["spec"]["template"]["spec"]["volumes"]
+                   if v["name"] == "secrets"]
+        self.assertEqual([s["secret"]["name"] for s in volume["sources"]], ["tim4rec-server-tls", "tim4rec-server-tokens"])
+        folder.mkdir()
+        self.make_certificate(folder, "tim4rec-server")
+        (folder / "tokens").write_text("read,write 0123456789abcdef\n")
+        for file in folder.iterdir():
+            file.chmod(volume["defaultMode"])
+        return folder
+
+    def make_certificate(self, folder, name):
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj",
+                        f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-keyout", "tls.key", "-out", "tls.crt"],
+                       cwd=folder, check=True, capture_output=True)
 
     def test_the_job_answers_every_user_once(self):
         """Its command for each index, before real servers; each container is killed once and started again."""
@@ -325,15 +355,15 @@ class Loaded(unittest.TestCase):
         self.assertEqual(rows, {user: 10 for user in users})
 
     def test_nginx_takes_its_configuration(self):
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-                        "-subj", "/CN=router", "-keyout", "tls.key", "-out", "tls.crt"], cwd=self.folder, check=True,
-                       capture_output=True)
+        self.make_certificate(self.folder, "router")
+        shutil.copy(self.folder / "tls.crt", self.folder / "ca.crt")
         for overlay in OVERLAYS:
             with self.subTest(overlay=overlay):
                 rendered = Rendered(overlay)
                 files = {"tokens.conf": '"Bearer token" 1;\n', **rendered.files("tim4rec-router")}
                 for name, text in files.items():
                     text = text.replace("/tmp/", f"{self.folder}/").replace("/etc/tim4rec/tls", str(self.folder))
+                    text = text.replace("/etc/tim4rec/servers-tls", str(self.folder))
                     (self.folder / name).write_text(re.sub(r"tim4rec-(\d+|history):", "127.0.0.1:", text))
                 pod = rendered.one("Deployment", "tim4rec-router")["spec"]["template"]["spec"]["containers"][0]
                 self.assertIn("/etc/tim4rec/router/nginx.conf", pod["command"])

@@ -32,7 +32,8 @@ EVERYBODY = "default 1;\n"
 class Router:
     """nginx with the shipped nginx.conf, in a folder of its own; `address` takes calls."""
 
-    def __init__(self, folder, servers, anybody=None, listen="listen {address} http2;\n", tokens=EVERYBODY):
+    def __init__(self, folder, servers, anybody=None, listen="listen {address} http2;\n", tokens=EVERYBODY,
+                 transport="set $transport grpc;\n"):
         self.folder, self.port, health = pathlib.Path(folder), free_port(), free_port()
         self.address, self.health = f"127.0.0.1:{self.port}", f"127.0.0.1:{health}"
         conf = (SHIPPED / "nginx.conf").read_text()
@@ -42,6 +43,7 @@ class Router:
             conf = conf.replace(ours, theirs)
         self.write("nginx.conf", conf)
         self.write("servers.conf", "".join(f"server {s} max_fails=0;\n" for s in servers))
+        self.write("transport.conf", transport)
         self.write("any.conf", "".join(f"server {s};\n" for s in anybody or servers))
         self.write("listen.conf", listen.format(address=self.address))
         self.write("tokens.conf", tokens)
@@ -70,8 +72,25 @@ class Router:
         self.errors.close()
 
 
+def make_certificates(folder, name):
+    """ca.crt, and of it tls.crt and client.crt with their .key, for the DNS name `name`; returns the folder."""
+    folder.mkdir()
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    openssl("req", "-x509", *key, "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.crt", "-days", "2")
+    (folder / "san").write_text(f"subjectAltName=DNS:{name}\n")
+    for file in ("tls", "client"):
+        openssl("req", *key, "-subj", f"/CN={file}", "-keyout", f"{file}.key", "-out", f"{file}.csr")
+        openssl("x509", "-req", "-in", f"{file}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
+                "-extfile", "san", "-days", "2", "-out", f"{file}.crt")
+    return folder
+
+
 class WithServers(unittest.TestCase):
     count = 3
+    environment = {}
 
     def setUp(self):
         made = tempfile.TemporaryDirectory()
@@ -81,7 +100,7 @@ class WithServers(unittest.TestCase):
         self.servers = {name: self.serve(name) for name in self.names}
 
     def serve(self, name):
-        server = ServerProcess(BUILD, self.folder / name.replace(":", "_"), listen=name)
+        server = ServerProcess(BUILD, self.folder / name.replace(":", "_"), listen=name, env=self.environment)
         self.addCleanup(server.__exit__)
         return server
 
@@ -148,6 +167,64 @@ class History(WithServers):
         self.servers[others[0]].kill()
         for _ in range(20):
             self.assertEqual(client.recommend_for_history(event(1), Query(k=5, as_of_ms=T0 + 10**6)).items, answers[0])
+
+
+class Encrypted(WithServers):
+    """overlays/tls: the router calls servers that have certificates and ask for tokens by role."""
+
+    def setUp(self):
+        made = tempfile.TemporaryDirectory()
+        self.addCleanup(made.cleanup)
+        self.certs = make_certificates(pathlib.Path(made.name, "certs"), "tim4rec-server")
+        (self.certs / "tokens").write_text("read reader-reader-reader\nread,write writer-writer-writer\n")
+        (self.certs / "tokens").chmod(0o440)
+        self.environment = {"TIM4REC_TLS_CERTIFICATE": f"{self.certs}/tls.crt", "TIM4REC_TLS_KEY": f"{self.certs}/tls.key",
+                            "TIM4REC_AUTH_TOKENS_FILE": f"{self.certs}/tokens"}
+        super().setUp()
+        self.shipped = (SHIPPED.parents[1] / "overlays" / "tls" / "router" / "transport.conf").read_text()
+
+    def outcome(self, router, token, call):
+        with Client(router.address, token=token, retry=NEVER) as client:
+            try:
+                return call(client)
+            except CallError as error:
+                return error.code.name
+
+    def test_calls_reach_servers_that_check_the_token(self):
+        router = self.route(transport=self.shipped.replace("/etc/tim4rec/servers-tls", str(self.certs)))
+        users = [f"u{n}" for n in range(30)]
+
+        def record(client):
+            return [client.record(u, event(1)).state_version for u in users]
+
+        def held(client):
+            return [client.get_user(u).event_count for u in users]
+        self.assertEqual(self.outcome(router, "writer-writer-writer", record), [1] * 30)
+        self.assertEqual(self.outcome(router, "reader-reader-reader", held), [1] * 30)
+        self.assertEqual(self.outcome(router, "reader-reader-reader", record), "PERMISSION_DENIED")
+        self.assertEqual(self.outcome(router, "nobody-nobody-nobody", held), "UNAUTHENTICATED")
+        self.assertEqual(self.outcome(router, None, held), "UNAUTHENTICATED")
+        # What goes to the servers themselves takes the same.
+        (self.folder / "users.txt").write_text("".join(f"{u}\n" for u in users))
+        (self.folder / "token").write_text("reader-reader-reader\n")
+        flags = ["--ca", self.certs / "ca.crt", "--server-name", "tim4rec-server", "--token-file", self.folder / "token"]
+        command = [pathlib.Path(sys.executable).with_name("tim4rec-batch"), self.folder / "users.txt", self.folder / "out",
+                   "--servers", ",".join(self.names)]
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False, timeout=60)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("30/30 users", done.stderr)
+        done = subprocess.run([*command[:2], self.folder / "other", *command[3:], *flags[:4]], capture_output=True,
+                              text=True, check=False, timeout=60)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("UNAUTHENTICATED", done.stderr)
+
+    def test_servers_of_another_authority_are_not_called(self):
+        others = make_certificates(self.folder / "others", "tim4rec-server")
+        for transport in (self.shipped.replace("/etc/tim4rec/servers-tls", str(others)),
+                          self.shipped.replace("/etc/tim4rec/servers-tls", str(self.certs)).replace(
+                              "grpc_ssl_name tim4rec-server;", "grpc_ssl_name somebody;")):
+            router = self.route(transport=transport)
+            self.assertEqual(self.outcome(router, "writer-writer-writer", lambda c: c.record("u", event(1))), "UNAVAILABLE")
 
 
 class Outage(WithServers):
@@ -293,20 +370,7 @@ class Refusals(WithServers):
             self.assertRegex(conf, rf"location [^\n]*\b{name}\b")
 
     def test_certificates_and_tokens_as_shipped(self):
-        certs = self.folder / "tls"
-        certs.mkdir()
-
-        def openssl(*arguments):
-            subprocess.run(["openssl", *arguments], cwd=certs, check=True, capture_output=True)
-        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=ca",
-                "-keyout", "ca.key", "-out", "ca.crt", "-days", "2")
-        for name in ("tls", "client"):
-            openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
-                    "-keyout", f"{name}.key", "-out", f"{name}.csr")
-            (certs / "san").write_text("subjectAltName=DNS:router.example\n")
-            openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
-                    "-extfile", "san", "-days", "2", "-out", f"{name}.crt")
-
+        certs = make_certificates(self.folder / "tls", "router.example")
         shipped = (SHIPPED / "listen.conf").read_text().replace("/etc/tim4rec/tls/", f"{certs}/")
         shipped = shipped.replace("listen 8443 ", "listen {address} ")
         router = self.route(listen=shipped, tokens='"Bearer one" 1;\n"Bearer two" 1;\n')

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from tim4rec._core import Tls
 from tim4rec.client import Client
 from tim4rec.errors import CallError
 from tim4rec.frames import RECOMMENDATIONS
@@ -174,7 +175,17 @@ class Bar:
               f"{int(left) // 60}:{int(left) % 60:02d} left", end=end, file=sys.stderr, flush=True)
 
 
-def plan(arguments: argparse.Namespace, servers: Sequence[str]) -> Query:
+def client_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """TLS and token of the command line. The token's file is read for every call, so that it may be replaced."""
+    options: dict[str, Any] = {}
+    if arguments.ca or arguments.certificate or arguments.server_name:
+        options["tls"] = Tls.from_files(arguments.ca, arguments.certificate, arguments.key, arguments.server_name)
+    if arguments.token_file:
+        options["token"] = lambda: arguments.token_file.read_text().strip()
+    return options
+
+
+def plan(arguments: argparse.Namespace, servers: Sequence[str], options: dict[str, Any]) -> Query:
     """The query of this folder: the first run's, or a new one that is then written down. ValueError: they differ."""
     wanted: dict[str, Any] = {
         "users": arguments.users.name, "users_bytes": arguments.users.stat().st_size, "column": arguments.column,
@@ -189,7 +200,7 @@ def plan(arguments: argparse.Namespace, servers: Sequence[str]) -> Query:
         wanted = plan_of_first
     else:
         # By the same server whatever the shard.
-        asked = pinned(Query(as_of_ms=arguments.as_of_ms or 0, model=arguments.model), servers[0])
+        asked = pinned(Query(as_of_ms=arguments.as_of_ms or 0, model=arguments.model), servers[0], **options)
         wanted["model"], wanted["as_of_ms"] = asked.model, asked.as_of_ms
         new = path.with_suffix(".new")
         new.write_text(json.dumps(wanted, indent=1) + "\n")
@@ -202,9 +213,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.shard is not None and not 0 <= arguments.shard < len(servers):
         raise ValueError(f"--shard {arguments.shard}: there are {len(servers)} servers")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    query = plan(arguments, servers)
+    options = client_options(arguments)
+    query = plan(arguments, servers, options)
     done = made = failed = 0
-    with Shards(servers, None if arguments.shard is None else servers[arguments.shard]) as shards:
+    with Shards(servers, None if arguments.shard is None else servers[arguments.shard], **options) as shards:
         bar = Bar(count_users(arguments.users, arguments.column))
         users = read_users(arguments.users, arguments.column)
         for number in itertools.count():
@@ -236,6 +248,11 @@ def main() -> None:
     parser.add_argument("--model", default="", help='"name@fingerprint" (default: the one that serves)')
     parser.add_argument("--part-users", type=int, default=10_000, help="users per file, held in memory (default 10000)")
     parser.add_argument("--shard", type=int, help="only the users of this one of the servers, from 0")
+    parser.add_argument("--ca", type=pathlib.Path, help="PEM file of who signed the servers' certificates: speaks TLS")
+    parser.add_argument("--server-name", default="", help="in the servers' certificates, if not the name that is dialled")
+    parser.add_argument("--certificate", type=pathlib.Path, help="PEM file of our own, if the servers ask for one")
+    parser.add_argument("--key", type=pathlib.Path, help="PEM file with its key")
+    parser.add_argument("--token-file", type=pathlib.Path, help="with the token that the servers ask for")
     try:
         sys.exit(run(parser.parse_args()))
     except (ValueError, OSError, CallError) as error:
