@@ -70,6 +70,11 @@ absl::Status CheckTopK(const TopKRequest& request, size_t index, const ModelConf
     return absl::InvalidArgumentError(absl::StrCat(field, ".eligible has ", request.eligible.size(),
                                                    " words, must have none or ", words));
   }
+  const size_t boosts = (static_cast<size_t>(config.n_items) + 15) / 16 * 16;
+  if (!request.boost.empty() && request.boost.size() != boosts) {
+    return absl::InvalidArgumentError(absl::StrCat(field, ".boost has ", request.boost.size(),
+                                                   " values, must have none or ", boosts));
+  }
   if (!request.candidates_only || request.candidates.empty()) return absl::OkStatus();
   if (request.candidates.front() < 1 || request.candidates.back() >= config.n_items) {
     return absl::InvalidArgumentError(

@@ -177,7 +177,7 @@ class LogReader {
       requests[i].excluded = answers[i]->seen;
     }
     std::vector<std::vector<ScoredItem>> results;
-    if (absl::Status ranked = backend.TopK(requests, &results); !ranked.ok()) return ranked;
+    if (auto ranked = engine_.TopK(requests, queries, &results); !ranked.ok()) return ranked;
     for (size_t i = 0; i < answers.size(); ++i) answers[i]->items = std::move(results[i]);
     return absl::OkStatus();
   }

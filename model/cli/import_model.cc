@@ -167,7 +167,7 @@ ProbeCase RandomHistory(const ModelConfig& config, int64_t length, std::mt19937_
 absl::Status AddProbe(PackageContents* contents) {
   constexpr int kCandidates = 8;
   std::mt19937_64 random(20240916);
-  const auto maker = ProbeMaker::Create(contents->config, contents->tensors);
+  const auto maker = ProbeMaker::Create(contents->config, contents->tensors, contents->trend);
   if (!maker.ok()) return maker.status();
   const int64_t window = contents->config.max_item_list_length;
   for (const int64_t length :

@@ -108,7 +108,7 @@ absl::StatusOr<Recommendation> RecommendTo(const Engine& engine, const UserHisto
   request.k = k;
   request.excluded = seen;
   std::vector<std::vector<ScoredItem>> results;
-  if (auto status = backend.TopK({&request, 1}, &results); !status.ok()) return status;
+  if (auto status = engine.TopK({&request, 1}, {&query, 1}, &results); !status.ok()) return status;
   recommendation.items = std::move(results[0]);
   return recommendation;
 }

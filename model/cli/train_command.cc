@@ -72,7 +72,7 @@ absl::Status CheckOutput(const fs::path& out, bool served) {
       return absl::InvalidArgumentError(
           absl::StrCat("--out ", out.string(),
                        " holds a model package, and --variant sasrec and the query features "
-                       "calendar, trend and age make none: they are for comparisons, and no engine "
+                       "calendar and age make none: they are for comparisons, and no engine "
                        "serves them; give a new directory for the figures"));
     }
     if (served && !fs::is_empty(out, error) && !fs::exists(out / "config.json", error)) {
@@ -104,11 +104,7 @@ absl::StatusOr<RankingResult> Measure(const Dataset& data, const TrainArguments&
     const auto cases = MakeRankingCases(data, *catalog, split, /*query_time=*/true);
     return EvaluateWithTorch(data, arguments.config, arguments.options, tensors, cases);
   }
-  PackageContents contents;
-  contents.config = arguments.config;
-  contents.tensors = tensors;
-  contents.items = data.items;
-  auto package = ModelPackage::FromContents(std::move(contents));
+  auto package = ModelPackage::FromContents(ToContents(data, arguments.config, tensors));
   if (!package.ok()) return package.status();
   const auto engine = Engine::Create(*std::move(package), BuiltinBackends(), "cpu");
   if (!engine.ok()) return engine.status();
@@ -204,7 +200,7 @@ void KeepFreedPages() {
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
 }
 
-std::string UsesOfTime(const ModelConfig& config) {
+std::string UsesOfTime(const ModelConfig& config, const QueryFeatures& query) {
   if (config.variant == Variant::kPublished) {
     return config.is_time ? "gaps of the window" : "none";
   }
@@ -212,6 +208,7 @@ std::string UsesOfTime(const ModelConfig& config) {
   if (config.time_write) uses.push_back("writing");
   if (config.time_decay) uses.push_back("decay");
   if (config.time_query) uses.push_back("reading");
+  if (query.trend) uses.push_back("trend of items");
   return uses.empty() ? "none" : absl::StrJoin(uses, ", ");
 }
 
@@ -301,7 +298,7 @@ std::string Report(const TrainArguments& arguments, const Dataset& data, const T
       {"model",
        absl::StrFormat("%s: %d layers of width %d, %d heads, state width %d", arguments.variant,
                        config.num_layers, config.hidden_size, config.num_heads(), config.d_state)},
-      {"uses of time", UsesOfTime(config)},
+      {"uses of time", UsesOfTime(config, options.query)},
       {"training", absl::StrFormat("seed %d, learning rate %g, dropout %g; epoch %d of %d kept",
                                    options.seed, options.learning_rate, config.dropout_prob,
                                    trained.best_epoch, trained.epochs_run)}};
@@ -444,9 +441,10 @@ void AddModelOptions(CLI::App* command, TrainArguments* a) {
   command
       ->add_option("--query-features", a->query_features,
                    "What is known when a recommendation is asked for, by commas, or none. gap: the "
-                   "time since the last event. Candidates, measured but not served, so that OUT "
+                   "time since the last event. trend: the items' use in the weeks before, as far "
+                   "as the package's data go. Candidates, measured but not served, so that OUT "
                    "gets figures as with sasrec: calendar (hour and weekday in UTC; needs gap), "
-                   "trend (an item's recent use), age (time since its first use)")
+                   "age (time since an item's first use)")
       ->default_str("gap")
       ->group(group);
   command

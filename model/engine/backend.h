@@ -45,6 +45,8 @@ struct TopKRequest {
   std::span<const int32_t> candidates;  // ascending, distinct, read if candidates_only
   // Bit v % 64 of word v / 64: whether item v may be ranked, [ceil(V/64)]. Empty: all may.
   std::span<const uint64_t> eligible;
+  // Added to the items' scores in one float32 addition, [16 ceil(V/16)]; finite. Empty: nothing is.
+  std::span<const float> boost;
 };
 
 struct ScoredItem {
@@ -78,8 +80,8 @@ class Backend {
   // Writes the query vectors [B,D]; changes no state. FAILED_PRECONDITION on a slot without events.
   virtual absl::Status Query(std::span<const QueryRequest> requests, std::span<float> queries) = 0;
 
-  // For each request the exact k best by float32 score, best first, ties by smaller item index;
-  // fewer if fewer are eligible. Never returns index 0.
+  // For each request the exact k best by float32 score, boost included, best first, ties by smaller
+  // item index; fewer if fewer are eligible. Never returns index 0.
   virtual absl::Status TopK(std::span<const TopKRequest> requests,
                             std::vector<std::vector<ScoredItem>>* results) = 0;
 

@@ -36,7 +36,8 @@ absl::Status CompareQuery(size_t index, const ProbeCase& probe, std::span<const 
 
 // Two items may stand at one rank if their float64 scores are closer than the bound on scores.
 absl::Status CompareTop(size_t index, const ModelPackage& package, const ProbeCase& probe,
-                        std::span<const ScoredItem> top, size_t expected_size) {
+                        std::span<const float> boost, std::span<const ScoredItem> top,
+                        size_t expected_size) {
   if (top.size() != expected_size) {
     return Differs(index,
                    absl::StrCat("ranks ", top.size(), " items, the package has ", expected_size));
@@ -47,7 +48,7 @@ absl::Status CompareTop(size_t index, const ModelPackage& package, const ProbeCa
     return table.subspan(static_cast<size_t>(item) * d, d);
   };
   const auto score = [&](int32_t item) {
-    double sum = 0;
+    double sum = boost.empty() ? 0 : boost[item];
     for (size_t i = 0; i < d; ++i) sum += probe.query[i] * embedding(item)[i];
     return sum;
   };
@@ -65,7 +66,8 @@ absl::Status CompareTop(size_t index, const ModelPackage& package, const ProbeCa
   return absl::OkStatus();
 }
 
-absl::Status RunProbeCase(size_t index, const ModelPackage& package, Backend& backend) {
+absl::Status RunProbeCase(size_t index, const ModelPackage& package, ItemBoosts& boosts,
+                          Backend& backend) {
   const ProbeCase& probe = package.probe()[index];
   const auto slot = backend.Allocate();
   if (!slot.ok()) return slot.status();
@@ -86,9 +88,12 @@ absl::Status RunProbeCase(size_t index, const ModelPackage& package, Backend& ba
   TopKRequest request;
   request.query = query;
   request.k = static_cast<int>(std::min(probe.top_items.size(), kMaxProbeTop));
+  const ItemBoost boost = boosts.At(probe.as_of_ms);
+  if (boost != nullptr) request.boost = *boost;
   std::vector<std::vector<ScoredItem>> results;
   if (absl::Status status = backend.TopK({&request, 1}, &results); !status.ok()) return status;
-  return CompareTop(index, package, probe, results[0], static_cast<size_t>(request.k));
+  return CompareTop(index, package, probe, request.boost, results[0],
+                    static_cast<size_t>(request.k));
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> StartBackend(std::shared_ptr<const ModelPackage> package,
@@ -120,8 +125,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
                                                        const std::string& backend) {
   auto started = StartBackend(package, registry, backend);
   if (!started.ok()) return started.status();
+  ItemBoosts boosts(package);
   for (size_t i = 0; i < package->probe().size(); ++i) {
-    if (absl::Status status = RunProbeCase(i, *package, **started); !status.ok()) {
+    if (absl::Status status = RunProbeCase(i, *package, boosts, **started); !status.ok()) {
       return absl::Status(status.code(),
                           absl::StrCat("the ", std::string((*started)->name()),
                                        " backend does not reproduce the model package: ",
@@ -129,6 +135,19 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
     }
   }
   return std::unique_ptr<Engine>(new Engine(std::move(package), *std::move(started)));
+}
+
+absl::Status Engine::TopK(std::span<const TopKRequest> requests,
+                          std::span<const QueryRequest> queries,
+                          std::vector<std::vector<ScoredItem>>* results) const {
+  if (package_->trend() == nullptr) return backend_->TopK(requests, results);
+  std::vector<TopKRequest> boosted(requests.begin(), requests.end());
+  std::vector<ItemBoost> held;
+  for (size_t i = 0; i < boosted.size(); ++i) {
+    held.push_back(boosts_.At(queries[i].as_of_ms));
+    boosted[i].boost = *held.back();
+  }
+  return backend_->TopK(boosted, results);
 }
 
 }  // namespace tim4rec

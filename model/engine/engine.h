@@ -3,11 +3,14 @@
 #define TIM4REC_MODEL_ENGINE_ENGINE_H_
 
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "model/engine/backend.h"
+#include "model/engine/item_boosts.h"
 #include "model/weights/package.h"
 
 namespace tim4rec {
@@ -29,12 +32,18 @@ class Engine {
   const std::string& fingerprint() const { return package_->fingerprint(); }
   Backend& backend() const { return *backend_; }
 
+  // Backend::TopK with what the model adds to the scores at the time of the query that each request
+  // stands for, `queries` being as many; requests come without a boost.
+  absl::Status TopK(std::span<const TopKRequest> requests, std::span<const QueryRequest> queries,
+                    std::vector<std::vector<ScoredItem>>* results) const;
+
  private:
   Engine(std::shared_ptr<const ModelPackage> package, std::unique_ptr<Backend> backend)
-      : package_(std::move(package)), backend_(std::move(backend)) {}
+      : package_(std::move(package)), backend_(std::move(backend)), boosts_(package_) {}
 
   std::shared_ptr<const ModelPackage> package_;
   std::unique_ptr<Backend> backend_;
+  mutable ItemBoosts boosts_;
 };
 
 }  // namespace tim4rec

@@ -72,7 +72,7 @@ absl::Status RankBatch(const Engine& engine, std::span<const RankingCase> cases,
     requests.push_back(request);
   }
   std::vector<std::vector<ScoredItem>> results;
-  if (auto status = backend.TopK(requests, &results); !status.ok()) return status;
+  if (auto status = engine.TopK(requests, queries, &results); !status.ok()) return status;
   for (size_t i = 0; i < ranked.size(); ++i) top[ranked[i]] = std::move(results[i]);
   return absl::OkStatus();
 }

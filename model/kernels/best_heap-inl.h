@@ -57,7 +57,11 @@ struct BestHeap {
 
 constexpr float kMinusInfinity = -__builtin_inff();
 
-inline float Ranked(float score) { return score == score ? score : kMinusInfinity; }
+// What an item is ranked by: its score and what the query adds to it.
+inline float Ranked(const TopKQuery& query, float score, int32_t item) {
+  if (query.boost != nullptr) score += query.boost[item];
+  return score == score ? score : kMinusInfinity;
+}
 
 inline bool IsEligible(const TopKQuery& query, int32_t item) {
   return query.eligible == nullptr || (query.eligible[item / 64] >> (item % 64) & 1) != 0;

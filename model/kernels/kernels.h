@@ -187,6 +187,8 @@ struct TopKQuery {
   int64_t candidate_count;
   // Bit v % 64 of word v / 64: whether item v may be ranked. Null: all may.
   const uint64_t* eligible = nullptr;
+  // Added to the items' scores, [16 ceil(V/16)], finite. Null: nothing is added.
+  const float* boost = nullptr;
 };
 
 // Ranks the eligible items, 1 … V-1 without the excluded ones, exactly. Writes the best min(k,

@@ -20,6 +20,9 @@
 // left out only if bound_v is below the k-th best score known at that time, so no item that is
 // among the best k, or ties with the last of them, is ever left out. Where a sum could overflow or
 // is not a number, c is infinite and nothing is left out.
+//
+// What a query adds to an item's score is added to its bound too: score <= bound_v, both float32,
+// and rounding is monotone, so that the sums keep their order.
 #ifndef TIM4REC_MODEL_KERNELS_RANK_TABLE_H_
 #define TIM4REC_MODEL_KERNELS_RANK_TABLE_H_
 

@@ -421,7 +421,7 @@ void OfferCandidates(const float* packed, int32_t d, const TopKQuery& query, Exc
   for (int64_t i = 0; i < query.candidate_count; ++i) {
     const int32_t item = query.candidates[i];
     if (excluded.Contains(item) || !IsEligible(query, item)) continue;
-    heap->Offer({Ranked(ScoreOne(packed, d, query.query, item)), item});
+    heap->Offer({Ranked(query, ScoreOne(packed, d, query.query, item), item), item});
   }
 }
 
@@ -436,7 +436,8 @@ void OfferAll(const float* packed, int32_t items, int32_t d, const TopKQuery& qu
     const int64_t base = first * kItemBlock;
     const int64_t end = items - base < count * kItemBlock ? items - base : count * kItemBlock;
     for (int64_t j = base == 0 ? 1 : 0; j < end; ++j) {
-      const Scored scored = {Ranked(scores[j]), static_cast<int32_t>(base + j)};
+      const auto item = static_cast<int32_t>(base + j);
+      const Scored scored = {Ranked(query, scores[j], item), item};
       // Items come in ascending order, so one that ties with the worst of a full heap loses.
       if (heap->size == heap->capacity && !(scored.score > heap->entries[0].score)) continue;
       if (excluded.Contains(scored.item) || !IsEligible(query, scored.item)) continue;

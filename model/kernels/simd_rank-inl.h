@@ -122,8 +122,11 @@ HWY_INLINE IntVector AddProducts(IntVector sum, CodeVector items, int32_t word) 
 
 // Appends the items of a vector whose bound is not below the threshold.
 HWY_INLINE void KeepSurvivors(IntVector sum, V scales, int32_t first_item, RankedQuery* q) {
-  const V bound =
+  V bound =
       hn::Mul(scales, hn::MulAdd(Constant(q->scale), hn::ConvertTo(kF, sum), Constant(q->slack)));
+  if (q->query->boost != nullptr) {
+    bound = hn::Add(bound, hn::LoadU(kF, q->query->boost + first_item));
+  }
   const auto kept = hn::Not(hn::Lt(bound, Constant(q->threshold)));
   if (HWY_LIKELY(hn::AllFalse(kF, kept))) return;
   const auto items = hn::Add(hn::Iota(kI, 0), hn::Set(kI, first_item));
@@ -262,7 +265,9 @@ HWY_NOINLINE void OfferItems(const RankTable& table, const int32_t* items, int64
         sums[j] = FusedMultiplyAdd(query[d], rows[j][d], sums[j]);
       }
     }
-    for (int64_t j = 0; j < now; ++j) ranked->heap.Offer({Ranked(sums[j]), items[i + j]});
+    for (int64_t j = 0; j < now; ++j) {
+      ranked->heap.Offer({Ranked(*ranked->query, sums[j], items[i + j]), items[i + j]});
+    }
   }
   if (ranked->heap.size == ranked->heap.capacity) ranked->threshold = ranked->heap.entries[0].score;
 }

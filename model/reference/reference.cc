@@ -36,13 +36,15 @@ class TorchReference : public Reference {
     return Checked(items, timestamps_ms, [&] { return LastQuery(items, timestamps_ms, as_of_ms); });
   }
 
-  std::vector<int32_t> TopItems(std::span<const double> query, int k) const override {
+  std::vector<int32_t> TopItems(std::span<const double> query, int k,
+                                std::span<const float> boost) const override {
     const auto table = model_->item_vectors().detach();
     const double* rows = table.template data_ptr<double>();
     const int64_t width = model_->config().hidden_size;
     std::vector<double> scores(table.size(0));
     for (int64_t v = 1; v < table.size(0); ++v) {
       scores[v] = std::inner_product(query.begin(), query.end(), rows + v * width, 0.0);
+      if (!boost.empty()) scores[v] += static_cast<double>(boost[v]);
     }
     std::vector<int32_t> order(table.size(0) - 1);
     std::iota(order.begin(), order.end(), 1);

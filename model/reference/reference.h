@@ -40,8 +40,10 @@ class Reference {
                                                     std::span<const int64_t> timestamps_ms,
                                                     int64_t as_of_ms) const = 0;
 
-  // Indices of the `k` items with the highest scores, best first, ties by index, 0 never.
-  virtual std::vector<int32_t> TopItems(std::span<const double> query, int k) const = 0;
+  // Indices of the `k` items with the highest scores, best first, ties by index, 0 never. `boost`
+  // [V] is added to the scores; empty: nothing is.
+  virtual std::vector<int32_t> TopItems(std::span<const double> query, int k,
+                                        std::span<const float> boost = {}) const = 0;
 };
 
 // Weights of a freshly initialised model, for tests and benchmarks. `seed` decides them;

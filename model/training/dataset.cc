@@ -111,6 +111,16 @@ absl::StatusOr<Dataset> BuildDataset(const InteractionTable& table, int64_t min_
   return data;
 }
 
+ItemTimeline TimelineOf(const Dataset& data) {
+  std::vector<std::vector<int64_t>> days(data.items.size());
+  for (const UserHistory& history : data.users) {
+    for (int64_t i = 0; i < history.train_size(); ++i) {
+      days[history.items[i]].push_back(DayOf(history.timestamps_ms[i]));
+    }
+  }
+  return ItemTimeline(std::move(days));
+}
+
 KnownHistories HistoriesInCatalog(const InteractionTable& table, const ItemCatalog& catalog) {
   KnownHistories result;
   result.users.reserve(table.user_ids.size());

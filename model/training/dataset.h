@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "model/training/interactions.h"
+#include "model/weights/item_timeline.h"
 #include "model/weights/package.h"
 
 namespace tim4rec {
@@ -41,6 +42,9 @@ struct Dataset {
 // `descriptions` (may be empty) gives titles and categories by item id; others are ignored.
 absl::StatusOr<Dataset> BuildDataset(const InteractionTable& table, int64_t min_count,
                                      const std::vector<ItemDescription>& descriptions);
+
+// Of the training events alone: no held-out event can change it.
+ItemTimeline TimelineOf(const Dataset& data);
 
 // The users' histories of a file as a model sees them: no filter, items by the catalogue's index,
 // events with items it does not know left out and counted. Users by first appearance, also those

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "model/training/probe.h"
+#include "model/training/query_terms.h"
 
 namespace tim4rec {
 namespace {
@@ -52,16 +53,24 @@ std::vector<std::vector<ProbeCase>> ProbeHistories(const Dataset& data) {
 
 }  // namespace
 
+PackageContents ToContents(const Dataset& data, const ModelConfig& config, TrainedTensors tensors) {
+  PackageContents contents;
+  contents.config = config;
+  contents.items = data.items;
+  if (const auto weights = tensors.extract(kTermWeights); !weights.empty()) {
+    contents.trend = {weights.mapped().second.at(0), TimelineOf(data)};
+  }
+  contents.tensors = std::move(tensors);
+  return contents;
+}
+
 absl::StatusOr<PackageContents> MakePackage(const Dataset& data, const ModelConfig& config,
                                             const TrainedTensors& tensors,
                                             const std::string& metrics_json) {
-  const auto maker = ProbeMaker::Create(config, tensors);
-  if (!maker.ok()) return maker.status();
-  PackageContents contents;
-  contents.config = config;
-  contents.tensors = tensors;
-  contents.items = data.items;
+  PackageContents contents = ToContents(data, config, tensors);
   contents.metrics_json = metrics_json;
+  const auto maker = ProbeMaker::Create(config, contents.tensors, contents.trend);
+  if (!maker.ok()) return maker.status();
   for (const std::vector<ProbeCase>& candidates : ProbeHistories(data)) {
     auto probe = maker->MostStable(candidates);
     if (!probe.ok()) return probe.status();

@@ -14,7 +14,11 @@
 
 namespace tim4rec {
 
-// The contents of a package, with a probe of eight histories answered by the float64 reference: of
+// The contents of a package without a probe: what Train made of `data`, and, if it learned a weight
+// for the trend, the items' trend of the training events.
+PackageContents ToContents(const Dataset& data, const ModelConfig& config, TrainedTensors tensors);
+
+// The same with a probe of eight histories answered by the float64 reference: of
 // one, two and three events, from the shortest user to the longest (at most 512 events), queried at
 // the next event, a month later and before the last one; each the most stable of a few like it.
 absl::StatusOr<PackageContents> MakePackage(const Dataset& data, const ModelConfig& config,

@@ -35,7 +35,8 @@ double RelativeDifference(const std::vector<double>& a, const std::vector<double
 }  // namespace
 
 absl::StatusOr<ProbeMaker> ProbeMaker::Create(const ModelConfig& config,
-                                              const NamedTensors& tensors) {
+                                              const NamedTensors& tensors,
+                                              std::optional<ItemTrend> trend) {
   ProbeMaker maker;
   auto reference = Reference::Create(config, tensors);
   if (!reference.ok()) return reference.status();
@@ -43,6 +44,7 @@ absl::StatusOr<ProbeMaker> ProbeMaker::Create(const ModelConfig& config,
   auto disturbed = Reference::Create(config, Disturbed(tensors));
   if (!disturbed.ok()) return disturbed.status();
   maker.disturbed_ = *std::move(disturbed);
+  maker.trend_ = std::move(trend);
   return maker;
 }
 
@@ -60,7 +62,12 @@ absl::StatusOr<ProbeCase> ProbeMaker::MostStable(std::span<const ProbeCase> cand
     best = probe;
     best.query = *std::move(query);
   }
-  best.top_items = reference_->TopItems(best.query, kProbeTop);
+  std::vector<float> boost;
+  if (trend_) {
+    boost.resize(trend_->timeline.n_items());
+    trend_->Boost(best.as_of_ms, boost);
+  }
+  best.top_items = reference_->TopItems(best.query, kProbeTop, boost);
   return best;
 }
 

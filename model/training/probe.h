@@ -3,6 +3,7 @@
 #define TIM4REC_MODEL_TRAINING_PROBE_H_
 
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "absl/status/statusor.h"
@@ -14,8 +15,9 @@ namespace tim4rec {
 
 class ProbeMaker {
  public:
-  // INVALID_ARGUMENT naming every tensor that does not fit.
-  static absl::StatusOr<ProbeMaker> Create(const ModelConfig& config, const NamedTensors& tensors);
+  // `trend`: what is added to the scores. INVALID_ARGUMENT naming every tensor that does not fit.
+  static absl::StatusOr<ProbeMaker> Create(const ModelConfig& config, const NamedTensors& tensors,
+                                           std::optional<ItemTrend> trend);
 
   // Of some histories (at least one; query and top_items not yet filled in), the one whose query
   // vector reacts least to a disturbance of every weight by up to one part in 10^5, answered. About
@@ -28,6 +30,7 @@ class ProbeMaker {
 
   std::unique_ptr<Reference> reference_;
   std::unique_ptr<Reference> disturbed_;
+  std::optional<ItemTrend> trend_;
 };
 
 }  // namespace tim4rec

@@ -14,12 +14,12 @@ constexpr float kTrendWeight = 0.5;  // where training starts; age starts at 0
 QueryTerms::QueryTerms(const Dataset& data, const QueryFeatures& features,
                        torch::nn::Module* module, int64_t cache_floats)
     : features_(features),
-      timeline_(data),
+      timeline_(TimelineOf(data)),
       terms_((features.trend ? 1 : 0) + (features.age ? 1 : 0)),
       most_days_(std::max<int64_t>(1, cache_floats / (terms_ * timeline_.n_items()))) {
   auto weights = torch::zeros({terms_});
   if (features.trend) weights[0] = kTrendWeight;
-  weights_ = module->register_parameter("query_term_weights", weights);
+  weights_ = module->register_parameter(kTermWeights, weights);
 }
 
 ScoreTerms QueryTerms::At(const torch::Tensor& query_ms) {

@@ -8,11 +8,14 @@
 #include <vector>
 
 #include "model/training/dataset.h"
-#include "model/training/item_timeline.h"
 #include "model/training/softmax_loss.h"
 #include "model/training/trainer.h"
+#include "model/weights/item_timeline.h"
 
 namespace tim4rec {
+
+// The parameter that QueryTerms registers.
+inline constexpr char kTermWeights[] = "query_term_weights";
 
 // The terms `trend` and `age` of QueryFeatures, each with one learned weight. Not thread-safe.
 class QueryTerms {

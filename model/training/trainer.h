@@ -30,7 +30,7 @@ enum class Initialisation {
 const char* NameOf(Initialisation init);  // "mamba2", "hippo", "log-timescales"
 
 // What a streaming model knows of the time of a query besides the gap before it (ModelConfig's
-// time_query). Candidates that are measured: no engine serves them.
+// time_query). Engines serve the trend (ItemTrend); the others are candidates that are measured.
 struct QueryFeatures {
   bool calendar = false;  // hour of the day and day of the week in UTC, into the gate of the gap
   bool trend = false;     // a learned weight times ItemTimeline::Trend is added to the scores
@@ -68,7 +68,7 @@ struct TrainOptions {
   QueryFeatures query;
 
   // Whether an engine can serve what is trained; else EvaluateWithTorch ranks with it.
-  bool served() const { return !sasrec && !query.any(); }
+  bool served() const { return !sasrec && !query.calendar && !query.age; }
 
   // Written after each epoch, and read by `resume`. Empty: no checkpoint.
   std::string checkpoint;

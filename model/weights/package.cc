@@ -20,6 +20,7 @@
 #include "absl/strings/str_join.h"
 #include "model/weights/package_files.h"
 #include "model/weights/safetensors.h"
+#include "model/weights/trend_file.h"
 
 namespace tim4rec {
 namespace {
@@ -32,6 +33,7 @@ constexpr char kConfigFile[] = "config.json";
 constexpr char kWeightsFile[] = "weights.safetensors";
 constexpr char kItemsFile[] = "items.tsv";
 constexpr char kProbeFile[] = "probe.safetensors";
+constexpr char kTrendFile[] = "trend.safetensors";
 constexpr char kMetricsFile[] = "metrics.json";
 constexpr size_t kMaxJsonBytes = 4 << 20;
 
@@ -158,6 +160,12 @@ std::string Fingerprint(const ModelConfig& config, const Tensors& tensors,
   return hasher.Hex();
 }
 
+std::string HashOf(std::span<const std::byte> bytes) {
+  Hasher hasher;
+  hasher.Add(bytes);
+  return hasher.Hex();
+}
+
 // ---- probe.safetensors
 
 struct ProbeColumns {
@@ -255,14 +263,21 @@ absl::StatusOr<std::vector<ProbeCase>> ParseProbe(const ModelConfig& config,
 
 // ---- config.json
 
-std::string ConfigJson(const ModelConfig& config, const std::string& fingerprint) {
+// What config.json says of the rest of the package.
+struct Hashes {
+  std::string fingerprint;
+  std::string trend;  // of trend.safetensors; empty: there is none
+};
+
+std::string ConfigJson(const ModelConfig& config, const Hashes& hashes) {
   Json json = Json::parse(config.ToJson());
   json["format_version"] = kFormatVersion;
-  json["fingerprint"] = fingerprint;
+  json["fingerprint"] = hashes.fingerprint;
+  if (!hashes.trend.empty()) json["trend_hash"] = hashes.trend;
   return json.dump(2) + "\n";
 }
 
-absl::StatusOr<ModelConfig> ParseConfig(std::string_view text, std::string* fingerprint) {
+absl::StatusOr<ModelConfig> ParseConfig(std::string_view text, Hashes* hashes) {
   if (text.size() > kMaxJsonBytes) return Invalid("larger than 4 MiB");
   // Writing JSON recurses, reading does not: refuse nesting that no configuration has.
   bool too_deep = false;
@@ -282,7 +297,12 @@ absl::StatusOr<ModelConfig> ParseConfig(std::string_view text, std::string* fing
   }
   const auto stored = json.find("fingerprint");
   if (stored == json.end() || !stored->is_string()) return Invalid("fingerprint must be a string");
-  *fingerprint = stored->get<std::string>();
+  hashes->fingerprint = stored->get<std::string>();
+  if (const auto trend = json.find("trend_hash"); trend != json.end()) {
+    if (!trend->is_string() || *trend == "") return Invalid("trend_hash must be a string");
+    hashes->trend = trend->get<std::string>();
+    json.erase("trend_hash");
+  }
   json.erase("format_version");
   json.erase("fingerprint");
   return ModelConfig::FromJson(json.dump(-1, ' ', false, Json::error_handler_t::replace));
@@ -313,6 +333,11 @@ class OwnedPackage : public ModelPackage {
     probe_ = std::move(contents.probe);
     if (absl::Status status = CheckMetrics(contents.metrics_json); !status.ok()) return status;
     metrics_json_ = std::move(contents.metrics_json);
+    if (contents.trend) {
+      absl::Status status = CheckTrend(*contents.trend, config_.n_items);
+      if (!status.ok()) return Invalid(absl::StrCat("trend: ", std::string(status.message())));
+    }
+    trend_ = std::move(contents.trend);
     fingerprint_ = Fingerprint(config_, tensors_, catalog_);
     return absl::OkStatus();
   }
@@ -332,10 +357,12 @@ struct PackageFiles {
 
 absl::StatusOr<PackageFiles> OpenFiles(int dir_fd, const std::string& dir) {
   PackageFiles opened;
-  for (const char* name : {kConfigFile, kWeightsFile, kItemsFile, kProbeFile, kMetricsFile}) {
+  for (const char* name :
+       {kConfigFile, kWeightsFile, kItemsFile, kProbeFile, kTrendFile, kMetricsFile}) {
     auto file = MappedFile::OpenAt(dir_fd, dir, name);
     if (!file.ok()) {
-      if (absl::IsNotFound(file.status()) && name == std::string_view(kMetricsFile)) continue;
+      const bool optional = name == std::string_view(kTrendFile) || name == kMetricsFile;
+      if (absl::IsNotFound(file.status()) && optional) continue;
       return file.status();
     }
     opened.files[name] = *std::move(file);
@@ -375,8 +402,8 @@ class MappedPackage : public ModelPackage {
 
  private:
   absl::Status Init(const std::string& dir, PackageFiles files) {
-    std::string stored_fingerprint;
-    auto config = ParseConfig(files.text(kConfigFile), &stored_fingerprint);
+    Hashes hashes;
+    auto config = ParseConfig(files.text(kConfigFile), &hashes);
     if (!config.ok()) return InFile(dir, kConfigFile, config.status());
     config_ = *config;
     if (absl::Status status = ReadWeights(files.bytes(kWeightsFile)); !status.ok()) {
@@ -388,6 +415,7 @@ class MappedPackage : public ModelPackage {
     auto probe = ParseProbe(config_, files.bytes(kProbeFile));
     if (!probe.ok()) return InFile(dir, kProbeFile, probe.status());
     probe_ = *std::move(probe);
+    if (absl::Status status = ReadTrend(dir, hashes.trend, files); !status.ok()) return status;
     metrics_json_ = "{}";
     if (files.files.contains(kMetricsFile)) {
       metrics_json_ = std::string(files.text(kMetricsFile));
@@ -396,9 +424,9 @@ class MappedPackage : public ModelPackage {
       }
     }
     fingerprint_ = Fingerprint(config_, tensors_, catalog_);
-    if (fingerprint_ != stored_fingerprint) {
+    if (fingerprint_ != hashes.fingerprint) {
       return absl::DataLossError(absl::StrCat(
-          dir, ": config.json records fingerprint ", stored_fingerprint, ", the content has ",
+          dir, ": config.json records fingerprint ", hashes.fingerprint, ", the content has ",
           fingerprint_, "; the package is damaged or mixed from two: write it again"));
     }
     weights_ = std::move(files.files.at(kWeightsFile));
@@ -413,6 +441,25 @@ class MappedPackage : public ModelPackage {
       tensors_[name] = {std::move(tensor.shape), tensor.f32()};
     }
     return CheckTensors(config_, tensors_);
+  }
+
+  absl::Status ReadTrend(const std::string& dir, const std::string& hash,
+                         const PackageFiles& files) {
+    if (hash.empty()) return absl::OkStatus();
+    if (!files.files.contains(kTrendFile)) {
+      return absl::NotFoundError(
+          absl::StrCat(dir, "/", kTrendFile, ": config.json has its hash, but it is not there"));
+    }
+    const std::span<const std::byte> bytes = files.bytes(kTrendFile);
+    if (HashOf(bytes) != hash) {
+      return absl::DataLossError(
+          absl::StrCat(dir, "/", kTrendFile, ": config.json records the hash ", hash,
+                       ", the file has ", HashOf(bytes), "; write the package again"));
+    }
+    auto trend = ParseTrend(bytes, config_.n_items);
+    if (!trend.ok()) return InFile(dir, kTrendFile, trend.status());
+    trend_ = *std::move(trend);
+    return absl::OkStatus();
   }
 
   absl::Status ReadItems(std::string_view text) {
@@ -485,19 +532,30 @@ absl::Status WritePackage(const std::string& dir, const PackageContents& content
   }
   if (absl::Status status = CheckMetrics(contents.metrics_json); !status.ok()) return status;
 
-  const std::string config_json =
-      ConfigJson(contents.config, Fingerprint(contents.config, tensors, *catalog));
+  Hashes hashes;
+  hashes.fingerprint = Fingerprint(contents.config, tensors, *catalog);
+  std::string trend;
+  if (contents.trend) {
+    absl::Status status = CheckTrend(*contents.trend, contents.config.n_items);
+    if (!status.ok()) return Invalid(absl::StrCat("trend: ", std::string(status.message())));
+    trend = FormatTrend(*contents.trend);
+    hashes.trend = HashOf(std::as_bytes(std::span(trend)));
+  }
+  const std::string config_json = ConfigJson(contents.config, hashes);
   const std::string weights_header = weights.Header();
   const std::string items = FormatItems(contents.items);
   const ProbeColumns columns = ColumnsOf(contents.probe);
   SafetensorsWriter probe;
   AddProbe(columns, contents.config.hidden_size, &probe);
   const std::string probe_header = probe.Header();
-  return ReplaceDirectory(dir, {{kConfigFile, {std::as_bytes(std::span(config_json))}},
-                                {kWeightsFile, PiecesOf(weights_header, weights)},
-                                {kItemsFile, {std::as_bytes(std::span(items))}},
-                                {kProbeFile, PiecesOf(probe_header, probe)},
-                                {kMetricsFile, {std::as_bytes(std::span(contents.metrics_json))}}});
+  std::map<std::string, FilePieces> files = {
+      {kConfigFile, {std::as_bytes(std::span(config_json))}},
+      {kWeightsFile, PiecesOf(weights_header, weights)},
+      {kItemsFile, {std::as_bytes(std::span(items))}},
+      {kProbeFile, PiecesOf(probe_header, probe)},
+      {kMetricsFile, {std::as_bytes(std::span(contents.metrics_json))}}};
+  if (contents.trend) files[kTrendFile] = {std::as_bytes(std::span(trend))};
+  return ReplaceDirectory(dir, files);
 }
 
 absl::StatusOr<std::shared_ptr<const ModelPackage>> ModelPackage::Open(const std::string& dir) {

@@ -7,6 +7,9 @@
 //   probe.safetensors    histories with the float64 reference's query vectors and top items:
 //                        lengths [C], items [sum of lengths], timestamps_ms [the same], as_of_ms
 //                        [C], query [C,D] float64, top_lengths [C], top_items [sum]; else int64
+//   trend.safetensors    only of a model with an ItemTrend, whose hash is config.json's
+//                        "trend_hash": weight [1] float32, begin [V+1], day [M], count [M] float64;
+//                        else int64
 //   metrics.json         data, split, seeds, accuracy; not needed for serving
 #ifndef TIM4REC_MODEL_WEIGHTS_PACKAGE_H_
 #define TIM4REC_MODEL_WEIGHTS_PACKAGE_H_
@@ -25,6 +28,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "model/config/config.h"
+#include "model/weights/item_timeline.h"
 
 namespace tim4rec {
 
@@ -84,6 +88,7 @@ struct PackageContents {
       tensors;              // shape, row-major data
   std::vector<Item> items;  // [V]
   std::vector<ProbeCase> probe;
+  std::optional<ItemTrend> trend;
   std::string metrics_json = "{}";
 };
 
@@ -112,6 +117,8 @@ class ModelPackage {
   // by index, layout of the state.
   const std::string& fingerprint() const { return fingerprint_; }
   const std::vector<ProbeCase>& probe() const { return probe_; }
+  // What is added to the scores; null if nothing is. States do not depend on it.
+  const ItemTrend* trend() const { return trend_ ? &*trend_ : nullptr; }
   const std::string& metrics_json() const { return metrics_json_; }
   // Every tensor of TensorShapes(config) is present.
   const TensorView& tensor(const std::string& name) const { return tensors_.at(name); }
@@ -122,6 +129,7 @@ class ModelPackage {
   ItemCatalog catalog_;
   std::string fingerprint_;
   std::vector<ProbeCase> probe_;
+  std::optional<ItemTrend> trend_;
   std::string metrics_json_;
   std::map<std::string, TensorView> tensors_;
 };

@@ -544,11 +544,11 @@ void MicroBatch::Rank(const LoadedModel& model) {
                 .excluded = ranked[i]->excluded,
                 .candidates_only = command.candidates_only,
                 .candidates = command.candidates,
-                .eligible = command.eligible};
+                .eligible = command.eligible,
+                .boost = {}};
     }
-    Backend& backend = model.engine->backend();
-    absl::Status status = backend.Query(requests, std::span(queries));
-    if (status.ok()) status = backend.TopK(top, &results);
+    absl::Status status = model.engine->backend().Query(requests, std::span(queries));
+    if (status.ok()) status = model.engine->TopK(top, requests, &results);
     for (size_t i = 0; i < ranked.size(); ++i) {
       if (status.ok()) {
         ranked[i]->job->recommend->items = std::move(results[i]);

@@ -34,15 +34,15 @@ class Ablation(unittest.TestCase):
         return done.returncode, done.stdout, done.stderr
 
     def test_runs_resumes_and_compares(self):
-        plain, trend = f"--set=plain={SMALL}", f"--set=trend={SMALL} --query-features gap,trend"
+        plain, aged = f"--set=plain={SMALL}", f"--set=age={SMALL} --query-features gap,age"
         code, table, said = self.sweep(plain, seeds=("1",))
         self.assertEqual(code, 0, said)
-        code, table, said = self.sweep(plain, trend)
+        code, table, said = self.sweep(plain, aged)
         self.assertEqual(code, 0, said)
         self.assertIn("4 runs, 1 of them finished before", said)
         rows = json.loads((self.out / "results.json").read_text())
         self.assertEqual([(row["set"], row["seed"]) for row in rows],
-                         [("plain", 1), ("trend", 1), ("plain", 2), ("trend", 2)])
+                         [("plain", 1), ("age", 1), ("plain", 2), ("age", 2)])
         for row in rows:
             run = self.out / "tiny" / row["set"] / f"s{row['seed']}"
             metrics = json.loads((run / "metrics.json").read_text())
@@ -58,9 +58,9 @@ class Ablation(unittest.TestCase):
         self.assertEqual(len((self.out / "results.tsv").read_text().splitlines()), 5)
 
         # Without its figures, a run goes on from its checkpoint, here up to the same end.
-        code, again, said = self.sweep(plain, trend)
+        code, again, said = self.sweep(plain, aged)
         self.assertEqual((code, again), (0, table), said)
-        code, _, said = self.sweep(f"--set=plain={SMALL} --dropout 0.1", trend)
+        code, _, said = self.sweep(f"--set=plain={SMALL} --dropout 0.1", aged)
         self.assertEqual(code, 2)
         self.assertIn("was run with other flags before", said)
 

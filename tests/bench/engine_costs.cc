@@ -5,9 +5,10 @@
 // Every user has a history of 50 events. First one event folded for one user, and Query and TopK
 // (10 of the catalogue, the user's items left out) for one user, users in random order:
 // microseconds of wall time. Then one thread against two, each with users of its own, in turns:
-// steps of 128 users, and rankings of 16. A second core shared with other work gives its thread
-// little wall time, so that beside the ratio of wall times stands that of thread time, which sees
-// what the threads take from each other: caches, memory, locks.
+// steps of 128 users, rankings of 16, and multiply-adds that need nothing of each other. A second
+// core shared with other work gives its thread little wall time, so that beside the ratio of wall
+// times stands that of thread time, which sees what the threads take from each other: caches,
+// memory, locks.
 #include <algorithm>
 #include <barrier>
 #include <chrono>
@@ -16,6 +17,7 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -210,6 +212,10 @@ int Main(int argc, char** argv) {
   });
   CompareThreads("Query and TopK of 16 users", rounds, parts, [](Part& part) {
     for (int i = 0; i < 1000; ++i) part.Recommend(kQueries);
+  });
+  const std::string isa(backend.isa());
+  CompareThreads("FMA in registers, the limit", rounds, parts, [&isa](Part&) {
+    for (int64_t done = 0; done < 20'000'000'000;) done += MultiplyAddInRegisters(isa.c_str());
   });
   return 0;
 }

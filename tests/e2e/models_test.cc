@@ -26,7 +26,7 @@ using testing::HasSubstr;
 constexpr int64_t kAsOf = 1'600'000'000'000;
 constexpr int kK = 12;
 
-// Another catalogue (item61 … item90 are unknown to the tiny model) and other dimensions.
+// Another catalogue (item61 … item90 are unknown to the tiny model), other dimensions, and a trend.
 PackageContents LargerModel() {
   ModelConfig config;
   config.n_items = 91;
@@ -37,7 +37,11 @@ PackageContents LargerModel() {
   config.time_hidden = 4;
   config.time.mean = 5;
   config.time.stddev = 3;
-  return MakeTinyModel(config, 11);
+  PackageContents contents = MakeTinyModel(config, 11);
+  contents.trend = RandomTrend(config.n_items, DayOf(kAsOf) - 30, DayOf(kAsOf) + 30, 11);
+  // The probe's rankings are without it.
+  for (ProbeCase& probe : contents.probe) probe.top_items.clear();
+  return contents;
 }
 
 struct Answer {

@@ -67,9 +67,10 @@ std::vector<std::string> PlainFold::Top(const UserLog& log, int64_t as_of_ms, in
                                .excluded = excluded,
                                .candidates_only = false,
                                .candidates = {},
-                               .eligible = {}}};
+                               .eligible = {},
+                               .boost = {}}};
   std::vector<std::vector<ScoredItem>> results;
-  EXPECT_TRUE(backend.TopK(rank, &results).ok());
+  EXPECT_TRUE(engine_->TopK(rank, ask, &results).ok());
   backend.Release(slot);
   std::vector<std::string> top;
   for (const ScoredItem& item : results[0]) {

@@ -4,6 +4,7 @@
 
 #include <unistd.h>
 #include <fstream>
+#include <map>
 #include <thread>
 
 #include "model/backends/builtin.h"
@@ -138,12 +139,38 @@ TEST_P(BackendContract, TopKChecksItsRequest) {
   EXPECT_THAT(fault([](auto* r) { r->k = 1001; }), HasSubstr("k is 1001, allowed 1 to 1000"));
   EXPECT_THAT(fault([&](auto* r) { r->query = std::span(query).first(3); }), HasSubstr("query"));
   EXPECT_THAT(fault([&](auto* r) { r->excluded = descending; }), HasSubstr("excluded[1]"));
+  EXPECT_THAT(fault([&](auto* r) { r->boost = query; }), HasSubstr("boost has 16 values"));
   EXPECT_THAT(fault([&](auto* r) { r->candidates_only = true, r->candidates = descending; }),
               HasSubstr("candidates[1]"));
   EXPECT_THAT(fault([&](auto* r) { r->candidates_only = true, r->candidates = beyond; }),
               HasSubstr("allowed 1 to 60"));
   EXPECT_THAT(fault([&](auto* r) { r->candidates_only = true, r->candidates = padding; }),
               HasSubstr("allowed 1 to 60"));
+}
+
+TEST_P(BackendContract, TopKAddsTheBoost) {
+  const std::vector<float> query(16, 0.5f);
+  std::vector<float> boost(64, 0);
+  TopKRequest request;
+  request.query = query;
+  request.k = 60;
+  ASSERT_TRUE(TopK(request).ok());
+  std::map<int32_t, float> scores;
+  for (const ScoredItem& scored : results_[0]) scores[scored.item] = scored.score;
+  for (int32_t item = 1; item < 61; ++item) boost[item] = static_cast<float>(item % 7) / 4;
+  boost[33] = 1e6f;
+  request.boost = boost;
+  const std::vector<int32_t> candidates = {5, 33, 60};
+  for (const bool candidates_only : {false, true}) {
+    request.candidates_only = candidates_only;
+    request.candidates = candidates;
+    ASSERT_TRUE(TopK(request).ok());
+    ASSERT_EQ(results_[0].size(), candidates_only ? 3u : 60u);
+    EXPECT_EQ(results_[0][0].item, 33);
+    for (const ScoredItem& scored : results_[0]) {
+      EXPECT_EQ(scored.score, scores[scored.item] + boost[scored.item]) << scored.item;
+    }
+  }
 }
 
 TEST_P(BackendContract, TopKRanksTheWholeCatalogueWithoutPadding) {

@@ -32,6 +32,55 @@ TEST(Engine, AdmitsModelsThatReproduceTheirProbe) {
   }
 }
 
+TEST(Engine, AddsTheTrendOfTheDayOfTheQuery) {
+  constexpr int64_t kDayMs = 86'400'000;
+  PackageContents contents = MakeTinyModel(3);
+  contents.probe.clear();
+  const auto plain = *Engine::Create(Package(contents), BuiltinBackends());
+  contents.trend = RandomTrend(61, 100, 130, 3);
+  const auto engine = *Engine::Create(Package(contents), BuiltinBackends());
+  EXPECT_EQ(engine->fingerprint(), plain->fingerprint());
+  const std::vector<float> query(16, 0.25F);
+  TopKRequest request;
+  request.query = query;
+  request.k = 60;
+  std::vector<std::vector<ScoredItem>> before, after;
+  // More days than are kept, some of them before 1970, at all and within one call.
+  std::vector<QueryRequest> queries;
+  for (const int64_t day : {99, 100, 101, 117, 131, 400, -3, 117}) {
+    queries.push_back({0, day * kDayMs + 86'399'999});
+  }
+  const std::vector<TopKRequest> requests(queries.size(), request);
+  ASSERT_TRUE(plain->TopK(requests, queries, &before).ok());
+  ASSERT_TRUE(engine->TopK(requests, queries, &after).ok());
+  for (size_t i = 0; i < queries.size(); ++i) {
+    std::vector<float> trend(61);
+    contents.trend->timeline.Trend(DayOf(queries[i].as_of_ms), trend);
+    std::vector<ScoredItem> expected = before[i];
+    for (ScoredItem& scored : expected) scored.score += 1.5F * trend[scored.item];
+    std::ranges::stable_sort(expected, [](const ScoredItem& a, const ScoredItem& b) {
+      return a.score > b.score || (a.score == b.score && a.item < b.item);
+    });
+    ASSERT_EQ(after[i].size(), expected.size());
+    for (size_t k = 0; k < expected.size(); ++k) {
+      EXPECT_EQ(after[i][k].item, expected[k].item) << i << " " << k;
+      EXPECT_EQ(after[i][k].score, expected[k].score) << i << " " << k;
+    }
+  }
+  // The trend counts, and what has no past does not.
+  EXPECT_NE(after[4][0].score, before[4][0].score);
+  EXPECT_EQ(after[1][0].score, before[1][0].score);
+}
+
+TEST(Engine, HoldsTheProbeAgainstScoresWithTheTrend) {
+  PackageContents contents = MakeTinyModel(1);
+  contents.trend = RandomTrend(61, DayOf(contents.probe[0].as_of_ms) - 20,
+                               DayOf(contents.probe[0].as_of_ms) - 1, 1);
+  const auto engine = Engine::Create(Package(contents), BuiltinBackends());
+  EXPECT_EQ(engine.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(engine.status()), HasSubstr("probe case 0: rank "));
+}
+
 TEST(Engine, RefusesAQueryVectorThatDiffers) {
   PackageContents contents = MakeTinyModel(1);
   contents.probe[1].query[3] += 1e-3;

@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -14,6 +16,7 @@
 #include <thread>
 
 #include "model/weights/safetensors.h"
+#include "model/weights/trend_file.h"
 #include "tests/model/tiny_model.h"
 #include "tests/paths.h"
 
@@ -60,12 +63,17 @@ TEST_F(PackageTest, ReadsWhatItWrote) {
     contents.items[2].title = "";
     contents.items[2].categories = {};
     contents.metrics_json = R"({"ndcg": 0.05})";
+    if (seed % 2 == 0) contents.trend = RandomTrend(contents.config.n_items, -9, 900, seed);
     const absl::Status written = WritePackage(Dir(), contents);
     ASSERT_TRUE(written.ok()) << written;
     const auto package = ModelPackage::Open(Dir());
     ASSERT_TRUE(package.ok()) << "seed " << seed << ": " << package.status();
     EXPECT_EQ((*package)->config().ToJson(), contents.config.ToJson());
     EXPECT_EQ((*package)->metrics_json(), contents.metrics_json);
+    ASSERT_EQ((*package)->trend() != nullptr, contents.trend.has_value());
+    if (contents.trend) {
+      EXPECT_EQ(FormatTrend(*(*package)->trend()), FormatTrend(*contents.trend));
+    }
     for (const auto& [name, tensor] : contents.tensors) {
       EXPECT_EQ((*package)->tensor(name).shape, tensor.first);
       EXPECT_THAT((*package)->tensor(name).data, ::testing::ElementsAreArray(tensor.second));
@@ -107,6 +115,7 @@ TEST_F(PackageTest, FingerprintCoversWhatStatesDependOn) {
   same.items[3].train_events = 99;
   same.probe.clear();
   same.metrics_json = "[1]";
+  same.trend = RandomTrend(61, 0, 100, 1);
   EXPECT_EQ(fingerprint(same), expected);
 
   PackageContents weights = base;
@@ -158,6 +167,12 @@ TEST_F(PackageTest, RefusesBadItemsAndProbes) {
   EXPECT_THAT(fault([](auto* c) { c->probe[1].query.pop_back(); }), HasSubstr("hidden_size"));
   EXPECT_THAT(fault([](auto* c) { c->probe[2].timestamps_ms[3] = 0; }), HasSubstr("descend"));
   EXPECT_THAT(fault([](auto* c) { c->metrics_json = "{"; }), HasSubstr("metrics"));
+  EXPECT_THAT(fault([](auto* c) { c->trend = RandomTrend(60, 0, 9, 1); }),
+              HasSubstr("trend: of 60 items, but n_items is 61"));
+  EXPECT_THAT(fault([](auto* c) {
+                c->trend = {std::nanf(""), RandomTrend(61, 0, 9, 1).timeline};
+              }),
+              HasSubstr("trend: weight is not finite"));
   EXPECT_THAT(fault([](auto* c) { c->config.d_conv = 0; }), HasSubstr("d_conv"));
 }
 
@@ -223,6 +238,65 @@ TEST_F(PackageTest, ReportsChangedContentAsDataLoss) {
   weights[weights.size() - 4] ^= 1;
   Write(path, weights);
   EXPECT_EQ(ModelPackage::Open(Dir()).status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(PackageTest, ATrendIsThereAsWrittenOrNotServed) {
+  PackageContents contents = MakeTinyModel(12);
+  contents.trend = RandomTrend(61, 0, 100, 1);
+  const fs::path path = fs::path(Dir()) / "trend.safetensors";
+  ASSERT_TRUE(WritePackage(Dir(), contents).ok());
+  std::string trend = Read(path);
+  trend[trend.size() - 4] ^= 1;
+  Write(path, trend);
+  EXPECT_EQ(ModelPackage::Open(Dir()).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(Message(ModelPackage::Open(Dir()).status()), HasSubstr("trend.safetensors: config"));
+  fs::remove(path);
+  EXPECT_EQ(ModelPackage::Open(Dir()).status().code(), absl::StatusCode::kNotFound);
+  // A package without one that replaces it has none, whatever lies beside it.
+  ASSERT_TRUE(WritePackage(Dir(), contents).ok());
+  contents.trend.reset();
+  ASSERT_TRUE(WritePackage(Dir(), contents).ok());
+  const auto package = ModelPackage::Open(Dir());
+  ASSERT_TRUE(package.ok()) << package.status();
+  EXPECT_EQ((*package)->trend(), nullptr);
+}
+
+TEST(TrendFile, RefusesWhatIsMalformed) {
+  const auto fault = [](std::vector<int64_t> begin, std::vector<ItemTimeline::Mark> marks) {
+    const absl::Status status = ItemTimeline::Create(std::move(begin), std::move(marks)).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return Message(status);
+  };
+  EXPECT_THAT(fault({}, {}), HasSubstr("begin must ascend from 0"));
+  EXPECT_THAT(fault({0, 0, 2, 1}, {{1, 1}}), HasSubstr("to the 1 marks"));
+  EXPECT_THAT(fault({0, 1, 2}, {{1, 1}}), HasSubstr("to the 1 marks"));
+  EXPECT_THAT(fault({0, 0, 2}, {{5, 1}, {5, 2}}), HasSubstr("day of mark 1 is 5"));
+  EXPECT_THAT(fault({0, 0, 1}, {{INT64_MIN, 1}}), HasSubstr("day of mark 0"));
+  EXPECT_THAT(fault({0, 0, 1}, {{1, 0}}), HasSubstr("count of mark 0 is 0"));
+  EXPECT_THAT(fault({0, 0, 1}, {{1, std::nan("")}}), HasSubstr("count of mark 0 is nan"));
+
+  constexpr uint64_t kSeed = 21;
+  std::mt19937_64 random(kSeed);
+  const ItemTrend trend = RandomTrend(20, -5, 5, kSeed);
+  const std::string whole = FormatTrend(trend);
+  // As long as the file, and aligned as a mapped one.
+  std::vector<int64_t> words(whole.size() / 8 + 1);
+  int refused = 0;
+  for (int round = 0; round < 3000; ++round) {
+    const size_t size = round % 4 == 0 ? random() % whole.size() : whole.size();
+    std::memcpy(words.data(), whole.data(), whole.size());
+    auto* bytes = reinterpret_cast<std::byte*>(words.data());
+    for (uint64_t flips = random() % 4; flips > 0; --flips) {
+      bytes[random() % whole.size()] ^= static_cast<std::byte>(1 << (random() % 8));
+    }
+    const auto read = ParseTrend({bytes, size}, 20);
+    refused += read.ok() ? 0 : 1;
+    if (!read.ok()) continue;
+    std::vector<float> boost(20);
+    read->Boost(86'400'000, boost);
+  }
+  EXPECT_GT(refused, 1000);
+  EXPECT_LT(refused, 3000);
 }
 
 TEST_F(PackageTest, RefusesOtherFormatVersionsAndDeepNesting) {

@@ -132,6 +132,17 @@ std::vector<uint64_t> RandomBits(int32_t items, std::mt19937_64& random) {
   return bits;
 }
 
+// Padded as TopKQuery::boost; of about the size of scores, or far above them, or few values.
+std::vector<float> RandomBoost(int32_t items, std::mt19937_64& random) {
+  std::vector<float> boost(static_cast<size_t>(items + 15) / 16 * 16);
+  const uint64_t choice = random() % 3;
+  for (float& value : boost) {
+    value = choice == 2 ? static_cast<float>(random() % 3) : Uniform(random);
+    if (choice == 1) value *= 1e6f;
+  }
+  return boost;
+}
+
 class Rank : public ::testing::TestWithParam<const KernelSet*> {};
 
 TEST_P(Rank, EqualsScoringEveryItem) {
@@ -146,6 +157,7 @@ TEST_P(Rank, EqualsScoringEveryItem) {
         const auto excluded = RandomSubset(items, 1 + random() % 4, random);
         const auto candidates = RandomSubset(items, 1 + random() % 4, random);
         const auto eligible = RandomBits(items, random);
+        const auto boost = RandomBoost(items, random), other_boost = RandomBoost(items, random);
         const auto count = static_cast<int32_t>(1 + random() % 19);
         const auto shapes = {Shape::kUniform, shape, Shape::kTiny};
         const auto rows =
@@ -165,6 +177,8 @@ TEST_P(Rank, EqualsScoringEveryItem) {
             query.candidate_count = static_cast<int64_t>(candidates.size());
           }
           if (random() % 3 == 0) query.eligible = eligible.data();
+          if (random() % 2 == 0) query.boost = boost.data();
+          if (random() % 4 == 0) query.boost = other_boost.data();
         }
         ASSERT_NO_FATAL_FAILURE(ExpectExact(*GetParam(), table, queries));
       }
@@ -178,6 +192,7 @@ TEST_P(Rank, IsExactWhereScoresAreNotFinite) {
     std::vector<float> rows = RandomRows(1500, 4, shape, random);
     for (const int32_t item : {5, 700, 1499}) rows[static_cast<size_t>(item) * 4] = 3e38f;
     const Items table(1500, 4, std::move(rows));
+    const std::vector<float> boost = RandomBoost(1500, random);
     const std::vector<std::vector<float>> vectors = {
         {1e10f, -1e30f, 1, 1},    {-1e10f, 1, 1, 1},
         {kInf, -kInf, 0, 0},      {std::nanf(""), 0, 0, 0},
@@ -189,6 +204,7 @@ TEST_P(Rank, IsExactWhereScoresAreNotFinite) {
         TopKQuery& query = queries.emplace_back();
         query.query = vector.data();
         query.k = k;
+        if (queries.size() % 2 == 0) query.boost = boost.data();
       }
       ASSERT_NO_FATAL_FAILURE(ExpectExact(*GetParam(), table, queries));
     }
@@ -202,10 +218,12 @@ TEST_P(Rank, IsExactOverAMillionItemsWithManyExcluded) {
     const Items table(kItems, kD, RandomRows(kItems, kD, shape, random));
     const auto excluded = RandomSubset(kItems, 10, random);
     const auto rows = RandomRows(9, kD, Shape::kUniform, random);
+    const std::vector<float> boost = RandomBoost(kItems, random);
     std::vector<TopKQuery> queries(9);
     for (size_t q = 0; q < queries.size(); ++q) {
       queries[q].query = rows.data() + q * kD;
       queries[q].k = q % 2 == 0 ? 100 : 1000;
+      if (q % 4 == 0) queries[q].boost = boost.data();
       if (q % 3 == 0) {
         queries[q].excluded = excluded.data();
         queries[q].excluded_count = static_cast<int64_t>(excluded.size());

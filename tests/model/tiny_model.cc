@@ -138,4 +138,16 @@ PackageContents MakeTinyModel(uint64_t seed) {
   return MakeTinyModel(config, seed);
 }
 
+ItemTrend RandomTrend(int64_t n_items, int64_t first_day, int64_t last_day, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<std::vector<int64_t>> days(n_items);
+  for (int64_t item = 1; item < n_items; ++item) {
+    for (uint64_t events = random() % 40; events > 0; --events) {
+      const auto range = static_cast<uint64_t>(last_day - first_day + 1);
+      days[item].push_back(first_day + static_cast<int64_t>(random() % range));
+    }
+  }
+  return {1.5F, ItemTimeline(std::move(days))};
+}
+
 }  // namespace tim4rec

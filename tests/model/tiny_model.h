@@ -31,6 +31,10 @@ PackageContents MakeTinyModel(const ModelConfig& config, uint64_t seed);
 // The same with a configuration of its own: D 16, two layers, 60 items, all uses of time.
 PackageContents MakeTinyModel(uint64_t seed);
 
+// A trend of weight 1.5 of random use of items 1 … V-1, on days from `first_day` to `last_day`;
+// some items have none.
+ItemTrend RandomTrend(int64_t n_items, int64_t first_day, int64_t last_day, uint64_t seed);
+
 }  // namespace tim4rec
 
 #endif  // TIM4REC_TESTS_MODEL_TINY_MODEL_H_

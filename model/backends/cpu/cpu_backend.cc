@@ -151,6 +151,7 @@ class CpuBackend : public Backend {
       query.candidates = request.candidates.data();
       query.candidate_count = static_cast<int64_t>(request.candidates.size());
       if (!request.eligible.empty()) query.eligible = request.eligible.data();
+      if (!request.boost.empty()) query.boost = request.boost.data();
       places += static_cast<size_t>(request.k);
     }
     scored.resize(places);

@@ -427,7 +427,12 @@ class TorchBackend : public Backend {
         torch::from_blob(const_cast<float*>(request.query.data()), {config_.hidden_size})
             .to(device_);
     constexpr float kWorst = -std::numeric_limits<float>::infinity();
-    const auto all = table_.mv(query).index_select(0, items);
+    auto all = table_.mv(query);
+    if (!request.boost.empty()) {
+      all.add_(torch::from_blob(const_cast<float*>(request.boost.data()), {config_.n_items})
+                   .to(device_));
+    }
+    all = all.index_select(0, items);
     const auto scores = torch::where(all.isnan(), torch::full_like(all, kWorst), all);
     // topk breaks ties as it likes: it only finds the least score that counts, and a stable sort
     // of those that reach it, by ascending index, decides.

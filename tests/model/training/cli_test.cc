@@ -251,11 +251,12 @@ TEST_F(CommandLine, QueryFeaturesThatNobodyServesGiveFiguresButNoPackage) {
   EXPECT_EQ(metrics["training"]["init"], "hippo");
   EXPECT_EQ(nlohmann::json::parse(trained.out)["test_HR@10"], metrics["test"]["HR@10"]);
   // Another set of features, and another start, are other runs.
-  const Outcome other = Run(base + out + " --init mamba2 --query-features trend --resume");
+  const Outcome other = Run(base + out + " --init mamba2 --query-features trend,age --resume");
   EXPECT_EQ(other.code, 1);
-  EXPECT_THAT(other.err, HasSubstr("query features (checkpoint: calendar trend age, now: trend )"));
+  EXPECT_THAT(other.err,
+              HasSubstr("query features (checkpoint: calendar trend age, now: trend age)"));
   EXPECT_THAT(other.err, HasSubstr("initialisation (checkpoint: hippo, now: mamba2)"));
-  EXPECT_THAT(Run(base + model_ + " --query-features trend").err, HasSubstr("serves them"));
+  EXPECT_THAT(Run(base + model_ + " --query-features age").err, HasSubstr("serves them"));
 
   // Without any it is served, and its gate of the gap is not there.
   const Outcome none = Run(base + directory_->path("none-known") + " --query-features none");
@@ -263,6 +264,17 @@ TEST_F(CommandLine, QueryFeaturesThatNobodyServesGiveFiguresButNoPackage) {
   const auto config = nlohmann::json::parse(directory_->Read("none-known/config.json"));
   EXPECT_EQ(config["time_query"], false);
   EXPECT_EQ(config["time_decay"], true);
+  EXPECT_FALSE(std::filesystem::exists(directory_->path("none-known") + "/trend.safetensors"));
+
+  // The trend is served: figures of the package are those of training.
+  const std::string trendy = directory_->path("trendy");
+  const Outcome trend = Run(base + trendy + " --query-features gap,trend");
+  ASSERT_EQ(trend.code, 0) << trend.err;
+  EXPECT_TRUE(std::filesystem::exists(trendy + "/trend.safetensors"));
+  const Outcome evaluated = Run("evaluate --json --model " + trendy + " " + data_);
+  ASSERT_EQ(evaluated.code, 0) << evaluated.err;
+  EXPECT_EQ(nlohmann::json::parse(evaluated.out)["NDCG@10"],
+            nlohmann::json::parse(trend.out)["test_NDCG@10"]);
 }
 
 TEST_F(CommandLine, ResumeGoesOn) {

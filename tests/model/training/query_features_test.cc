@@ -14,13 +14,13 @@
 #include "model/backends/builtin.h"
 #include "model/evaluation/evaluator.h"
 #include "model/training/export.h"
-#include "model/training/item_timeline.h"
 #include "model/training/query_terms.h"
 #include "model/training/sequence_model.h"
 #include "model/training/softmax_loss.h"
 #include "model/training/torch_ranking.h"
 #include "model/training/trainer.h"
 #include "model/training/windows.h"
+#include "model/weights/item_timeline.h"
 
 namespace tim4rec {
 namespace {
@@ -57,7 +57,7 @@ double FloorDay(int64_t ms) { return std::floor(static_cast<double>(ms) / kDayMs
 TEST(ItemTimeline, EqualsACountOfTheTrainingEvents) {
   for (uint64_t seed = kSeed; seed < kSeed + 5; ++seed) {
     const Dataset data = RandomData(seed);
-    const ItemTimeline timeline(data);
+    const ItemTimeline timeline = TimelineOf(data);
     ASSERT_EQ(timeline.n_items(), 26);
     std::vector<float> trend(26), age(26);
     for (int64_t day = -40; day < 120; day += 3) {
@@ -90,7 +90,7 @@ TEST(ItemTimeline, DoesNotSeeHeldOutEvents) {
       history.timestamps_ms[i] = history.timestamps_ms[i - 1];
     }
   }
-  const ItemTimeline before(data), after(changed);
+  const ItemTimeline before = TimelineOf(data), after = TimelineOf(changed);
   std::vector<float> a(26), b(26);
   for (int64_t day = -40; day < 120; ++day) {
     before.Trend(day, a);
@@ -104,7 +104,7 @@ TEST(ItemTimeline, DoesNotSeeHeldOutEvents) {
 
 TEST(QueryTerms, AreTheSameWhateverIsKept) {
   const Dataset data = RandomData(kSeed);
-  const ItemTimeline timeline(data);
+  const ItemTimeline timeline = TimelineOf(data);
   const auto times = torch::randint(-30 * kDayMs, 90 * kDayMs, {50}, torch::kInt64);
   torch::nn::Module large_module, small_module;
   QueryTerms large(data, {.trend = true, .age = true}, &large_module);
@@ -190,24 +190,24 @@ class QueryTime : public ::testing::Test {
 };
 
 TEST_F(QueryTime, TorchRanksAsTheEngineDoes) {
-  const TrainedTensors tensors = Weights();
-  PackageContents contents;
-  contents.config = config_;
-  contents.tensors = tensors;
-  contents.items = data_.items;
-  auto package = ModelPackage::FromContents(std::move(contents));
-  ASSERT_TRUE(package.ok()) << package.status();
-  const auto engine = Engine::Create(*package, BuiltinBackends(), "cpu");
-  ASSERT_TRUE(engine.ok()) << engine.status();
-  const auto cases = MakeRankingCases(data_, (*engine)->catalog(), Split::kTest, true);
-  const auto served = EvaluateRanking(**engine, cases, {});
-  ASSERT_TRUE(served.ok()) << served.status();
-  const RankingResult ranked = Evaluate(data_, tensors, true);
-  ASSERT_EQ(ranked.top.size(), served->top.size());
-  for (size_t i = 0; i < ranked.top.size(); ++i) {
-    ASSERT_EQ(ranked.top[i].size(), 20u);
-    for (size_t k = 0; k < 20; ++k) {
-      EXPECT_NEAR(ranked.top[i][k].score, served->top[i][k].score, 1e-4) << i << " " << k;
+  for (const bool trend : {false, true}) {
+    options_.query.trend = trend;
+    const TrainedTensors tensors = Weights();
+    auto package = ModelPackage::FromContents(ToContents(data_, config_, tensors));
+    ASSERT_TRUE(package.ok()) << package.status();
+    ASSERT_EQ((*package)->trend() != nullptr, trend);
+    const auto engine = Engine::Create(*package, BuiltinBackends(), "cpu");
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    const auto cases = MakeRankingCases(data_, (*engine)->catalog(), Split::kTest, true);
+    const auto served = EvaluateRanking(**engine, cases, {});
+    ASSERT_TRUE(served.ok()) << served.status();
+    const RankingResult ranked = Evaluate(data_, tensors, true);
+    ASSERT_EQ(ranked.top.size(), served->top.size());
+    for (size_t i = 0; i < ranked.top.size(); ++i) {
+      ASSERT_EQ(ranked.top[i].size(), 20u);
+      for (size_t k = 0; k < 20; ++k) {
+        EXPECT_NEAR(ranked.top[i][k].score, served->top[i][k].score, 1e-4) << i << " " << k;
+      }
     }
   }
 }
@@ -222,7 +222,7 @@ TEST_F(QueryTime, TermsAreAddedToTheScoresAndLaterItemsLeftOut) {
   tensors.erase("query_term_weights");
   const RankingResult without = Evaluate(data_, tensors, true);
 
-  const ItemTimeline timeline(data_);
+  const ItemTimeline timeline = TimelineOf(data_);
   std::vector<float> trend(26), age(26);
   size_t user = 0, left_out = 0;
   for (const UserHistory& history : data_.users) {

@@ -64,11 +64,7 @@ class Variants : public ::testing::Test {
     if (!options_.served()) {
       result = EvaluateWithTorch(data_, config_, options_, tensors, cases);
     } else {
-      PackageContents contents;
-      contents.config = config_;
-      contents.tensors = tensors;
-      contents.items = data_.items;
-      auto package = ModelPackage::FromContents(std::move(contents));
+      auto package = ModelPackage::FromContents(ToContents(data_, config_, tensors));
       if (!package.ok()) return package.status();
       const auto engine = Engine::Create(*package, BuiltinBackends(), "cpu");
       if (!engine.ok()) return engine.status();
@@ -149,6 +145,22 @@ TEST_F(Variants, QueryFeaturesLearnAndRepeat) {
   // steps.
   EXPECT_GT(std::abs(weights[0] - 0.5F), 0.3F);
   EXPECT_NE(weights[1], 0);
+}
+
+TEST_F(Variants, TheTrendLearnsRepeatsAndIsServed) {
+  options_.query.trend = true;
+  const TrainResult trained = LearnsAndRepeats(0.6);
+  const auto contents = MakePackage(data_, config_, trained.tensors, "{}");
+  ASSERT_TRUE(contents.ok()) << contents.status();
+  ASSERT_TRUE(contents->trend);
+  EXPECT_EQ(contents->trend->weight, trained.tensors.at("query_term_weights").second[0]);
+  ASSERT_TRUE(WritePackage(directory_.path("model"), *contents).ok());
+  auto package = ModelPackage::Open(directory_.path("model"));
+  ASSERT_TRUE(package.ok()) << package.status();
+  const auto engine = Engine::Create(*package, BuiltinBackends(), "cpu");
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  const auto cases = MakeRankingCases(data_, (*engine)->catalog(), Split::kValid, true);
+  EXPECT_EQ(EvaluateRanking(**engine, cases, {})->metrics.ndcg10, trained.valid.ndcg10);
 }
 
 TEST_F(Variants, SasrecNeedsHeadsThatDivideTheWidth) {
