@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -445,6 +446,61 @@ TEST_F(RetentionTest, AModelThatIsLoadedLaterBeginsAtTheCut) {
   job = Submit(std::move(job));
   EXPECT_EQ(job->Wait().recommend->event_count, 20u);
   EXPECT_EQ(Recommend("u").event_count, 54u);
+}
+
+TEST_F(RetentionTest, CutsWhileAPromotionRefoldsLeaveBothStatesThoseOfAllEvents) {
+  constexpr int kUsers = 8;
+  const ModelHandle a = models_->serving(), b = NewModel("b", MakeTinyModel(8));
+  ASSERT_TRUE(models_->Add(b).ok());
+  const auto user = [](int64_t u) { return absl::StrCat("user", u); };
+  std::vector<int64_t> recorded(kUsers, 150);
+  for (int u = 0; u < kUsers; ++u) Record(user(u), Numbers(1, recorded[u]));
+  ModelSwap swap({"cpu", absl::Hours(1)},
+                 {models_.get(), pipeline_.get(), store_.get(), &metrics_, &BuiltinBackends()});
+  std::atomic<bool> done = false;
+  std::thread swaps([&] {
+    for (int i = 0; i < 6; ++i) {
+      const ModelHandle& to = i % 2 == 0 ? b : a;
+      EXPECT_TRUE(swap.Promote(to->version, [] { return false; }).ok());
+      // So that the next promotion folds again.
+      (i % 2 == 0 ? a : b)->kept_until_ms = 0;
+      pipeline_->ReleaseStates();
+    }
+    done = true;
+  });
+  for (int64_t i = 0; !done || i < 50 * kUsers; ++i) {
+    const auto u = static_cast<size_t>(i % kUsers);
+    Record(user(i % kUsers), {Numbered(++recorded[u])});
+  }
+  swaps.join();
+  for (const ModelHandle& model : {a, b}) {
+    for (int u = 0; u < kUsers; ++u) {
+      auto job = NewRecommend(user(u));
+      job->model = model;
+      EXPECT_TRUE(StatusOf(std::move(job)).ok());
+    }
+  }
+  ASSERT_TRUE(pipeline_->Drain().ok());
+  for (int u = 0; u < kUsers; ++u) {
+    EXPECT_GT(Removed(user(u)), 150u);
+    for (const ModelHandle& model : {a, b}) {
+      const auto stored = *store_->Get(user(u), model->fingerprint());
+      ASSERT_TRUE(stored.has_value());
+      EXPECT_EQ(stored->payload, Folded(*model->engine, Numbers(1, recorded[u]))) << u;
+    }
+  }
+}
+
+TEST_F(RetentionTest, AnInexactModelIsNotLoaded) {
+  const std::string dir = dir_ + "/model";
+  ASSERT_TRUE(WritePackage(dir, MakeTinyModel(9)).ok());
+  ModelSwap swap({.backend = "cpu", .keep_states_for = absl::Hours(1), .exact_only = true},
+                 {models_.get(), pipeline_.get(), store_.get(), &metrics_, &BuiltinBackends()});
+  const absl::Status inexact = swap.Load(dir, "m9", "torch").status();
+  EXPECT_EQ(inexact.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(inexact.message()), HasSubstr("torch"));
+  EXPECT_EQ(models_->List().size(), 1u);
+  EXPECT_TRUE(swap.Load(dir, "m9", "cpu").ok());
 }
 
 // What must have become of a user, whatever was cut when.
