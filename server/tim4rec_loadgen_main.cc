@@ -2,12 +2,15 @@
 #include <signal.h>
 
 #include <CLI/CLI.hpp>
+#include <cctype>
 #include <cstdio>
 #include <cstring>
 #include <exception>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "model/weights/package.h"
@@ -27,6 +30,10 @@ struct Arguments {
   std::string model;
   std::string items;
   std::string json;
+  std::string ca;
+  std::string certificate;
+  std::string key;
+  std::string token;
   bool empty_handler = false;
   int rounds = 7;
 };
@@ -55,6 +62,23 @@ absl::StatusOr<std::vector<std::string>> ReadItems(const Arguments& arguments) {
   return ids;
 }
 
+// What lies in the files that the flags name.
+absl::StatusOr<ClientSecurity> ReadSecurity(const Arguments& arguments) {
+  ClientSecurity security;
+  for (const auto& [flag, path, text] :
+       {std::tuple{"--tls-ca", &arguments.ca, &security.ca},
+        std::tuple{"--tls-certificate", &arguments.certificate, &security.certificate},
+        std::tuple{"--tls-key", &arguments.key, &security.key},
+        std::tuple{"--token-file", &arguments.token, &security.token}}) {
+    if (path->empty()) continue;
+    std::ifstream file(*path);
+    text->assign(std::istreambuf_iterator<char>(file), {});
+    if (text->empty()) return absl::NotFoundError(std::string(flag) + ": cannot read " + *path);
+  }
+  while (!security.token.empty() && std::isspace(security.token.back())) security.token.pop_back();
+  return security;
+}
+
 // Target and empty handler in turn: A B, B A, A B, ….
 absl::Status RunRounds(const Arguments& arguments, const Target& target, Load* load,
                        Report* report) {
@@ -80,7 +104,9 @@ int Run(const Arguments& arguments) {
   if (!items.ok()) return Fail(kUsage, items.status());
   auto load = Load::Create(arguments.load, &*items);
   if (!load.ok()) return Fail(kUsage, load.status());
-  const auto target = Target::Connect(arguments.target, arguments.load.threads);
+  const auto security = ReadSecurity(arguments);
+  if (!security.ok()) return Fail(kUsage, security.status());
+  const auto target = Target::Connect(arguments.target, arguments.load.threads, *security);
   if (!target.ok()) return Fail(kFailed, target.status());
   Report report;
   report.options = arguments.load;
@@ -155,6 +181,16 @@ int Main(int argc, char** argv) {
   app.add_option("--rounds", arguments.rounds, "measurements of each with --empty-handler")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
+  auto* ca = app.add_option("--tls-ca", arguments.ca,
+                            "connect by TLS; a PEM file with what signs the server's certificate");
+  auto* certificate = app.add_option("--tls-certificate", arguments.certificate,
+                                     "a PEM file with this client's certificate, for mutual TLS");
+  auto* key = app.add_option("--tls-key", arguments.key, "a PEM file with its key");
+  certificate->needs(ca)->needs(key);
+  key->needs(certificate);
+  app.add_option("--token-file", arguments.token,
+                 "a file with a bearer token, which goes to the server in clear text without "
+                 "--tls-ca");
   app.add_option("--json", arguments.json, "also write the results to this file");
   try {
     app.parse(argc, argv);

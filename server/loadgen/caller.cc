@@ -36,11 +36,19 @@ std::string CodeName(grpc::StatusCode code) {
   return code >= 0 && code <= grpc::StatusCode::UNAUTHENTICATED ? kNames[code] : absl::StrCat(code);
 }
 
+void Authorize(const std::string& authorization, grpc::ClientContext* context) {
+  if (!authorization.empty()) context->AddMetadata("authorization", authorization);
+}
+
 class UnaryCaller final : public Caller {
  public:
-  UnaryCaller(std::shared_ptr<grpc::Channel> channel, grpc::CompletionQueue* queue,
-              Workload* workload, int64_t in_flight)
-      : Caller(workload), stub_(std::move(channel)), queue_(*queue), in_flight_(in_flight) {}
+  UnaryCaller(const Connection& connection, grpc::CompletionQueue* queue, Workload* workload,
+              int64_t in_flight)
+      : Caller(workload),
+        authorization_(connection.authorization),
+        stub_(connection.channel),
+        queue_(*queue),
+        in_flight_(in_flight) {}
 
   bool CanSend() const override { return outstanding_ < in_flight_; }
 
@@ -48,6 +56,7 @@ class UnaryCaller final : public Caller {
     ++outstanding_;
     auto* one = new One{request.call, due};
     one->context.set_deadline(std::chrono::system_clock::now() + kCallDeadline);
+    Authorize(authorization_, &one->context);
     one->reader =
         stub_.PrepareUnaryCall(&one->context, CallMethod(request.call), request.bytes, &queue_);
     one->reader->StartCall();
@@ -79,6 +88,7 @@ class UnaryCaller final : public Caller {
     grpc::Status status = {};
   };
 
+  const std::string authorization_;
   grpc::GenericStub stub_;
   grpc::CompletionQueue& queue_;
   const int64_t in_flight_;
@@ -87,9 +97,10 @@ class UnaryCaller final : public Caller {
 
 class StreamCaller final : public Caller {
  public:
-  StreamCaller(std::shared_ptr<grpc::Channel> channel, grpc::CompletionQueue* queue,
-               Workload* workload, Call call, int64_t in_flight)
-      : Caller(workload), call_(call), in_flight_(in_flight), stub_(std::move(channel)) {
+  StreamCaller(const Connection& connection, grpc::CompletionQueue* queue, Workload* workload,
+               Call call, int64_t in_flight)
+      : Caller(workload), call_(call), in_flight_(in_flight), stub_(connection.channel) {
+    Authorize(connection.authorization, &context_);
     stream_ = stub_.PrepareCall(&context_, CallMethod(call), queue);
     stream_->StartCall(&start_);
   }
@@ -213,16 +224,14 @@ void Caller::Complete(Call call, Clock::time_point due) {
       static_cast<uint64_t>(std::max<int64_t>(0, waited)));
 }
 
-std::unique_ptr<Caller> MakeUnaryCaller(std::shared_ptr<grpc::Channel> channel,
-                                        grpc::CompletionQueue* queue, Workload* workload,
-                                        int64_t in_flight) {
-  return std::make_unique<UnaryCaller>(std::move(channel), queue, workload, in_flight);
+std::unique_ptr<Caller> MakeUnaryCaller(const Connection& connection, grpc::CompletionQueue* queue,
+                                        Workload* workload, int64_t in_flight) {
+  return std::make_unique<UnaryCaller>(connection, queue, workload, in_flight);
 }
 
-std::unique_ptr<Caller> MakeStreamCaller(std::shared_ptr<grpc::Channel> channel,
-                                         grpc::CompletionQueue* queue, Workload* workload,
-                                         Call call, int64_t in_flight) {
-  return std::make_unique<StreamCaller>(std::move(channel), queue, workload, call, in_flight);
+std::unique_ptr<Caller> MakeStreamCaller(const Connection& connection, grpc::CompletionQueue* queue,
+                                         Workload* workload, Call call, int64_t in_flight) {
+  return std::make_unique<StreamCaller>(connection, queue, workload, call, in_flight);
 }
 
 }  // namespace tim4rec

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "server/loadgen/histogram.h"
 #include "server/loadgen/workload.h"
@@ -15,6 +16,12 @@
 namespace tim4rec {
 
 using Clock = std::chrono::steady_clock;
+
+// To a server, and what every call shows it.
+struct Connection {
+  std::shared_ptr<grpc::Channel> channel;
+  std::string authorization;  // metadata of that name; empty: none
+};
 
 struct CallerResult {
   // By Call: from when the request was due to its answer, errors left out.
@@ -59,15 +66,13 @@ class Caller {
 };
 
 // Unary calls, at most `in_flight` at once.
-std::unique_ptr<Caller> MakeUnaryCaller(std::shared_ptr<grpc::Channel> channel,
-                                        grpc::CompletionQueue* queue, Workload* workload,
-                                        int64_t in_flight);
+std::unique_ptr<Caller> MakeUnaryCaller(const Connection& connection, grpc::CompletionQueue* queue,
+                                        Workload* workload, int64_t in_flight);
 
 // One stream of `call`, at most `in_flight` messages not yet answered. A stream that the server
 // ends counts as one error of its status, whatever was outstanding.
-std::unique_ptr<Caller> MakeStreamCaller(std::shared_ptr<grpc::Channel> channel,
-                                         grpc::CompletionQueue* queue, Workload* workload,
-                                         Call call, int64_t in_flight);
+std::unique_ptr<Caller> MakeStreamCaller(const Connection& connection, grpc::CompletionQueue* queue,
+                                         Workload* workload, Call call, int64_t in_flight);
 
 }  // namespace tim4rec
 

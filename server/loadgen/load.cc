@@ -139,18 +139,26 @@ int64_t LoadResult::calls() const {
   return calls;
 }
 
-absl::StatusOr<std::unique_ptr<Target>> Target::Connect(const std::string& address, int threads) {
+absl::StatusOr<std::unique_ptr<Target>> Target::Connect(const std::string& address, int threads,
+                                                        const ClientSecurity& security) {
+  const auto credentials =
+      security.ca.empty() ? grpc::InsecureChannelCredentials()
+                          : grpc::SslCredentials({security.ca, security.key, security.certificate});
+  const std::string authorization = security.token.empty() ? "" : "Bearer " + security.token;
   auto target = std::make_unique<Target>();
   for (int i = 0; i < threads; ++i) {
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
-    target->channels_.push_back(
-        grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+    target->connections_.push_back(
+        {grpc::CreateCustomChannel(address, credentials, arguments), authorization});
   }
   const auto give_up = std::chrono::system_clock::now() + std::chrono::seconds(10);
-  for (const auto& channel : target->channels_) {
-    if (!channel->WaitForConnected(give_up)) {
-      return absl::UnavailableError(absl::StrCat(address, ": no server answers there"));
+  for (const Connection& connection : target->connections_) {
+    if (!connection.channel->WaitForConnected(give_up)) {
+      return absl::UnavailableError(absl::StrCat(
+          address, security.ca.empty() ? ": no server answers there"
+                                       : ": no server answers there, or it and this client do not "
+                                         "trust one another's certificates"));
     }
   }
   return target;
@@ -247,10 +255,10 @@ void Load::RunThread(int thread, const Target& target, What what, Clock::time_po
       break;
   }
   grpc::CompletionQueue queue;
-  const auto channel = target.channel(thread);
+  const Connection& connection = target.connection(thread);
   const std::unique_ptr<Caller> caller =
-      stream ? MakeStreamCaller(channel, &queue, &workload, call, in_flight)
-             : MakeUnaryCaller(channel, &queue, &workload, in_flight);
+      stream ? MakeStreamCaller(connection, &queue, &workload, call, in_flight)
+             : MakeUnaryCaller(connection, &queue, &workload, in_flight);
   Driver(plan, &queue, caller.get(), next).Run();
   queue.Shutdown();
   void* tag;

@@ -24,16 +24,25 @@ struct LoadResult {
   int64_t calls() const;  // well answered
 };
 
+// What a client shows and trusts; PEM texts.
+struct ClientSecurity {
+  std::string ca;           // signs the server's certificate; empty: clear text
+  std::string certificate;  // of the client, and its key, for mutual TLS
+  std::string key;
+  std::string token;  // empty: none
+};
+
 // A server, with a connection per thread.
 class Target {
  public:
   // UNAVAILABLE if it cannot be connected within 10 seconds.
-  static absl::StatusOr<std::unique_ptr<Target>> Connect(const std::string& address, int threads);
+  static absl::StatusOr<std::unique_ptr<Target>> Connect(const std::string& address, int threads,
+                                                         const ClientSecurity& security = {});
 
-  std::shared_ptr<grpc::Channel> channel(int thread) const { return channels_[thread]; }
+  const Connection& connection(int thread) const { return connections_[thread]; }
 
  private:
-  std::vector<std::shared_ptr<grpc::Channel>> channels_;
+  std::vector<Connection> connections_;
 };
 
 // The load of all threads. Its users go on where the last run left them.

@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "tests/e2e/server_process.h"
 #include "tests/paths.h"
+#include "tests/server/certificates.h"
 
 namespace tim4rec {
 namespace {
@@ -162,6 +163,34 @@ TEST_F(Loadgen, FaultyArgumentsExitWithTwo) {
   }
   EXPECT_EQ(Run("127.0.0.1:1", "--scenario recommend --k 0" + Items()), 2);
   EXPECT_THAT(Text("err"), HasSubstr("k: 0 is not 1 to 1000"));
+}
+
+TEST_F(Loadgen, ShowsCertificateAndToken) {
+  MakeCertificate(dir_ + "/ca");
+  for (const char* name : {"/server", "/client"}) MakeCertificate(dir_ + name, dir_ + "/ca");
+  WriteSecret(dir_ + "/tokens", "read,write load-token-0123456789\n");
+  WriteSecret(dir_ + "/token", "load-token-0123456789\n");
+  WriteSecret(dir_ + "/wrong", "wrong-token-0123456789");
+  std::ofstream(dir_ + "/tls.yaml") << "tls: {certificate: " << dir_ << "/server.crt, key: " << dir_
+                                    << "/server.key, client_ca: " << dir_
+                                    << "/ca.crt}\nauth: {tokens_file: " << dir_ << "/tokens}\n";
+  auto server = Serve(dir_ + "/data", {"--config", dir_ + "/tls.yaml"});
+  const std::string load = kSmall + Items() + " --scenario ";
+  const std::string client = " --tls-certificate " + dir_ + "/client.crt --tls-key " + dir_ +
+                             "/client.key --tls-ca " + dir_;
+  for (const char* scenario : {"mixed --seed 1", "stream --seed 2", "batch --seed 3"}) {
+    ASSERT_EQ(Run(server->address(),
+                  load + scenario + client + "/ca.crt --token-file " + dir_ + "/token"),
+              0)
+        << Text("out") << Text("err");
+    EXPECT_GT(Result()["runs"][0]["calls"], 0);
+  }
+  EXPECT_EQ(Run(server->address(),
+                load + "recommend" + client + "/ca.crt --token-file " + dir_ + "/wrong"),
+            1);
+  EXPECT_THAT(Text("out"), HasSubstr("UNAUTHENTICATED"));
+  EXPECT_EQ(Run(server->address(), load + "recommend --token-file " + dir_ + "/absent"), 2);
+  EXPECT_THAT(Text("err"), HasSubstr("--token-file: cannot read " + dir_ + "/absent"));
 }
 
 }  // namespace

@@ -322,6 +322,52 @@ class RecommendBatch(WithServer):
             self.assertEqual(sum(a.applied for a in asyncio.run(send())), 300)
 
 
+class Secured(WithServer):
+    """A server that asks for a certificate and a token."""
+
+    def certificate(self, name, *signed):
+        base = self.data.parent / name
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                        "-days", "2", "-subj", f"/CN={name}", "-keyout", f"{base}.key", "-out", f"{base}.crt", *signed],
+                       check=True, capture_output=True)
+        return base
+
+    def test_both_clients_show_certificate_and_token(self):
+        ca = self.certificate("ca")
+        signed = ("-CA", f"{ca}.crt", "-CAkey", f"{ca}.key", "-addext", "basicConstraints=critical,CA:false",
+                  "-addext", "subjectAltName=DNS:localhost")
+        own, client = self.certificate("server", *signed), self.certificate("client", *signed)
+        tokens = self.data.parent / "tokens"
+        tokens.touch(0o600)
+        tokens.write_text("read,write both-0123456789abcdef\nread reader-0123456789abcdef\n")
+        config = self.data.parent / "server.yaml"
+        config.write_text(json.dumps({"tls": {"certificate": f"{own}.crt", "key": f"{own}.key", "client_ca": f"{ca}.crt"},
+                                      "auth": {"tokens_file": str(tokens)}}))
+        target = f"localhost:{self.serve('--config', str(config)).address.rpartition(':')[2]}"
+        tls = Tls.from_files(f"{ca}.crt", f"{client}.crt", f"{client}.key")
+        both = self.connect(target, token="both-0123456789abcdef", tls=tls)
+        both.record("u", events("item1"))
+        with both.stream() as stream:
+            stream.send({"u": events("item2", start=T0 + 1000)})
+        reader = self.connect(target, token=lambda: "reader-0123456789abcdef", tls=tls)
+        self.assertEqual(reader.get_user("u").event_count, 2)
+        with self.assertRaisesRegex(CallError, "RecordInteractions needs a token for write") as refused:
+            reader.record("u", events("item3"))
+        self.assertEqual(refused.exception.code, grpc.StatusCode.PERMISSION_DENIED)
+        with self.assertRaisesRegex(CallError, "knows no such token"):
+            self.connect(target, token="unknown-0123456789abcdef", tls=tls).recommend("u")
+
+        async def recommend():
+            async with AsyncClient(target, token="reader-0123456789abcdef", tls=tls) as asynchronous:
+                return await asynchronous.recommend("u")
+        self.assertTrue(asyncio.run(recommend()).items)
+        bare = self.connect(target, token="reader-0123456789abcdef", tls=Tls.from_files(f"{ca}.crt"),
+                            retry=Retry(attempts=1), timeout_s=5)
+        with self.assertRaises(CallError) as strange:
+            bare.recommend("u")
+        self.assertEqual(strange.exception.code, grpc.StatusCode.UNAVAILABLE)
+
+
 class Options(unittest.TestCase):
     def test_a_token_goes_in_clear_text_to_this_machine_only(self):
         for target in ("localhost:1", "127.0.0.1:1", "[::1]:1", "unix:///run/s.sock"):

@@ -20,6 +20,7 @@ class CallError(Exception):
     DEADLINE_EXCEEDED    `timeout_s` is over, all tries together
     DATA_LOSS            the user's log is damaged on disk                    restore a backup
     UNAUTHENTICATED      the token is missing or wrong
+    PERMISSION_DENIED    the token is for other roles (read, write)
     """
 
     def __init__(self, code: grpc.StatusCode, message: str, attempts: int,
