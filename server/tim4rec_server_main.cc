@@ -1,5 +1,6 @@
 // tim4rec-server: parse, start, serve until SIGTERM, drain.
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -45,6 +46,14 @@ sigset_t Signals(std::initializer_list<int> numbers) {
   return set;
 }
 
+// As many descriptors as the process may have: one per connection, and those of the store.
+void RaiseDescriptorLimit() {
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+}
+
 void Reload(const ConfigLayers& layers, Server* server) {
   std::vector<std::string> ignored;
   const absl::Status reloaded = server->Reload(LoadConfig(layers, &ignored));
@@ -55,6 +64,7 @@ void Reload(const ConfigLayers& layers, Server* server) {
 }
 
 int Serve(const ServerConfig& config, const ConfigLayers& layers) {
+  RaiseDescriptorLimit();
   // Blocked in this thread and in those that it starts. SIGUSR1 is Admin.Drain's; it and SIGHUP
   // stay blocked, so that a repeat does no harm.
   const sigset_t from_outside = Signals({SIGTERM, SIGINT});

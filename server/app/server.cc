@@ -42,6 +42,11 @@ namespace {
 // How long clients have to see that their connections end.
 constexpr std::chrono::milliseconds kGoodbye(200);
 
+// Until when a connection has to speak HTTP/2, and how often a silent one is asked whether its peer
+// is still there: else a descriptor each is held for two minutes, and for two hours.
+constexpr int kHandshakeMs = 10'000;
+constexpr int kKeepaliveMs = 60'000;
+
 absl::Status Named(const char* part, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(part, ": ", status.message()));
 }
@@ -70,6 +75,8 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(
   builder.SetMaxReceiveMessageSize(static_cast<int>(config.limits.max_message_bytes));
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
                              static_cast<int>(config.limits.max_connection_calls));
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   if (!config.server.reflection) builder.SetOption(std::make_unique<WithoutReflection>());
   // Two servers on one port would share its connections at random.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
