@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "server/service/call_metadata.h"
 #include "server/service/codec.h"
 #include "server/service/status.h"
 
@@ -48,20 +49,24 @@ class WaitedJob final : public Job {
 }  // namespace
 
 template <typename Work>
-grpc::Status AdminService::Answer(const grpc::ServerContext& context, Method method, Work work) {
+grpc::Status AdminService::Answer(grpc::ServerContext* context, Method method, Work work) {
   const absl::Time start = absl::Now();
   const Access& access = *deps_.service.access;
-  absl::Status done = access.Check(access.CredentialOf(context), method);
+  absl::Status done = access.Check(access.CredentialOf(*context), method);
   if (done.ok()) done = work();
   grpc::Status status = ToGrpcStatus(done);
-  deps_.service.metrics->CountRequest(method, status.error_code(),
-                                      absl::ToDoubleSeconds(absl::Now() - start));
+  const absl::Duration total = absl::Now() - start;
+  deps_.service.metrics->CountRequest(method, status.error_code(), absl::ToDoubleSeconds(total));
+  LogCall(method, done, total, context->client_metadata());
+  if (WantsTiming(context->client_metadata())) {
+    context->AddTrailingMetadata(kServerTimingKey, FormatServerTiming({}, total));
+  }
   return status;
 }
 
 grpc::Status AdminService::ListModels(grpc::ServerContext* context, const v1::ListModelsRequest*,
                                       v1::ListModelsResponse* response) {
-  return Answer(*context, Method::kListModels, [&] {
+  return Answer(context, Method::kListModels, [&] {
     const Models& models = *deps_.service.models;
     for (const ModelHandle& model : models.List()) {
       EncodeModel(*model, models, response->add_models());
@@ -73,7 +78,7 @@ grpc::Status AdminService::ListModels(grpc::ServerContext* context, const v1::Li
 grpc::Status AdminService::LoadModel(grpc::ServerContext* context,
                                      const v1::LoadModelRequest* request,
                                      v1::LoadModelResponse* response) {
-  return Answer(*context, Method::kLoadModel, [&]() -> absl::Status {
+  return Answer(context, Method::kLoadModel, [&]() -> absl::Status {
     if (absl::Status given = Required("directory", request->directory()); !given.ok()) return given;
     auto loaded = deps_.swap->Load(request->directory(), request->name(), request->backend());
     if (!loaded.ok()) return loaded.status();
@@ -85,7 +90,7 @@ grpc::Status AdminService::LoadModel(grpc::ServerContext* context,
 grpc::Status AdminService::PromoteModel(grpc::ServerContext* context,
                                         const v1::PromoteModelRequest* request,
                                         v1::PromoteModelResponse* response) {
-  return Answer(*context, Method::kPromoteModel, [&]() -> absl::Status {
+  return Answer(context, Method::kPromoteModel, [&]() -> absl::Status {
     if (absl::Status given = Required("version", request->version()); !given.ok()) return given;
     auto promoted = deps_.swap->Promote(request->version(), [&] { return context->IsCancelled(); });
     if (!promoted.ok()) return promoted.status();
@@ -98,7 +103,7 @@ grpc::Status AdminService::PromoteModel(grpc::ServerContext* context,
 grpc::Status AdminService::UnloadModel(grpc::ServerContext* context,
                                        const v1::UnloadModelRequest* request,
                                        v1::UnloadModelResponse*) {
-  return Answer(*context, Method::kUnloadModel, [&]() -> absl::Status {
+  return Answer(context, Method::kUnloadModel, [&]() -> absl::Status {
     if (absl::Status given = Required("version", request->version()); !given.ok()) return given;
     return deps_.swap->Unload(request->version());
   });
@@ -107,7 +112,7 @@ grpc::Status AdminService::UnloadModel(grpc::ServerContext* context,
 grpc::Status AdminService::VerifyUser(grpc::ServerContext* context,
                                       const v1::VerifyUserRequest* request,
                                       v1::VerifyUserResponse* response) {
-  return Answer(*context, Method::kVerifyUser, [&]() -> absl::Status {
+  return Answer(context, Method::kVerifyUser, [&]() -> absl::Status {
     Violations faults;
     if (request->user_id().empty() || request->user_id().size() > kMostIdBytes) {
       faults.Add("user_id", absl::StrCat("has ", request->user_id().size(), " bytes (1 to ",
@@ -135,7 +140,7 @@ grpc::Status AdminService::VerifyUser(grpc::ServerContext* context,
 grpc::Status AdminService::CreateBackup(grpc::ServerContext* context,
                                         const v1::CreateBackupRequest* request,
                                         v1::CreateBackupResponse* response) {
-  return Answer(*context, Method::kCreateBackup, [&]() -> absl::Status {
+  return Answer(context, Method::kCreateBackup, [&]() -> absl::Status {
     Violations faults;
     if (request->directory().empty() || request->directory().front() != '/') {
       faults.Add("directory", absl::StrCat("\"", request->directory(),
@@ -152,7 +157,7 @@ grpc::Status AdminService::CreateBackup(grpc::ServerContext* context,
 
 grpc::Status AdminService::GetConfig(grpc::ServerContext* context, const v1::GetConfigRequest*,
                                      v1::GetConfigResponse* response) {
-  return Answer(*context, Method::kGetConfig, [&] {
+  return Answer(context, Method::kGetConfig, [&] {
     response->set_yaml(deps_.config_yaml());
     return absl::OkStatus();
   });
@@ -160,7 +165,7 @@ grpc::Status AdminService::GetConfig(grpc::ServerContext* context, const v1::Get
 
 grpc::Status AdminService::Drain(grpc::ServerContext* context, const v1::DrainRequest* request,
                                  v1::DrainResponse*) {
-  return Answer(*context, Method::kDrain, [&] {
+  return Answer(context, Method::kDrain, [&] {
     Violations faults;
     if (request->timeout_ms() < 0) {
       faults.Add("timeout_ms", absl::StrCat(request->timeout_ms(), " is negative"));

@@ -52,9 +52,10 @@ class AdminService final : public v1::Admin::Service {
                      v1::DrainResponse* response) override;
 
  private:
-  // Runs one call, if its client may, and counts it: `work` returns an absl::Status.
+  // Runs one call, if its client may, counts it, logs it and times it: `work` returns an
+  // absl::Status.
   template <typename Work>
-  grpc::Status Answer(const grpc::ServerContext& context, Method method, Work work);
+  grpc::Status Answer(grpc::ServerContext* context, Method method, Work work);
 
   const AdminDeps deps_;
 };

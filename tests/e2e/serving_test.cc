@@ -441,6 +441,12 @@ TEST_F(Serving, TellsWhereTheTimeWentToWhoAsks) {
     EXPECT_LE(sum, parts["total"] + 0.01);
     EXPECT_EQ(parts.size(), 6u);
   }
+  const auto admin = ConnectAdmin(*server_);
+  v1::GetConfigResponse config;
+  Context admin_context;
+  admin_context.AddMetadata("x-tim4rec-server-timing", "1");
+  ASSERT_TRUE(admin->GetConfig(&admin_context, {}, &config).ok());
+  EXPECT_GT(TimingOf(admin_context)["total"], 0);
   Context refused;
   refused.AddMetadata("x-tim4rec-server-timing", "1");
   EXPECT_EQ(stub_->Recommend(&refused, RecommendFor(""), &recommended).error_code(),
