@@ -107,25 +107,22 @@ void Secrets::TakeTokens(const Tokens& tokens) {
 }
 
 void Secrets::Note(const absl::Status& status, Health* health) {
-  const bool again = status == health->last;
-  health->last = status;
-  if (status.ok()) {
-    health->logged = false;
-    health->unusable->Set(0);
-  } else if (!again) {
-    health->logged = false;
-  } else if (!std::exchange(health->logged, true)) {
-    health->unusable->Set(1);
+  health->unusable->Set(status.ok() ? 0 : 1);
+  if (!status.ok() && status != health->last) {
     Log(LogLevel::kError, "secrets cannot be used; what was read before stays",
         {{"error", LogText(status)}});
   }
+  health->last = status;
 }
 
 void Secrets::Watch() {
+  SecretTexts last = Read();
   std::unique_lock lock(mutex_);
   while (!wake_.wait_for(lock, kLook, [this] { return stop_; })) {
     lock.unlock();
-    Take(Read());
+    SecretTexts now = Read();
+    if (now == last) Take(now);
+    last = std::move(now);
     lock.lock();
   }
 }

@@ -35,11 +35,13 @@ struct SecretTexts {
 
   // All faults.
   absl::Status status() const;
+
+  bool operator==(const SecretTexts&) const = default;
 };
 
-// Looks at the files every second from a thread of its own. What does not read, or does not fit,
-// leaves the certificates or the tokens as they were, and is logged, and in
-// tim4rec_secrets_unusable, if it is so at two looks. Thread-safe.
+// Looks at the files every second from a thread of its own, and takes what two looks found, since
+// others may write them as it reads. What does not read, or does not fit, leaves the certificates
+// or the tokens as they were, is logged, and shows in tim4rec_secrets_unusable. Thread-safe.
 class Secrets {
  public:
   // INVALID_ARGUMENT listing every fault, each with its key. `metrics` outlives it.
@@ -58,17 +60,16 @@ class Secrets {
  private:
   Secrets(SecretFiles files, const SecretTexts& texts, Metrics* metrics);
 
-  // What the last look said of one kind.
+  // Of one kind.
   struct Health {
     absl::Status last;
-    bool logged = false;
     prometheus::Gauge* unusable;
   };
 
   void Watch();
   void TakeTls(const TlsTexts& texts);
   void TakeTokens(const Tokens& tokens);
-  // Logs what is wrong for the second time, once.
+  // Shows what is wrong, and logs it once.
   static void Note(const absl::Status& status, Health* health);
 
   const SecretFiles files_;
