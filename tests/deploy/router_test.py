@@ -19,6 +19,7 @@ import grpc
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
+import abuse  # noqa: E402
 from server_process import ServerProcess, free_port  # noqa: E402
 from tim4rec import NEVER, CallError, Client, Interaction, Query, Retry, Ring, Tls  # noqa: E402
 
@@ -167,6 +168,37 @@ class History(WithServers):
         self.servers[others[0]].kill()
         for _ in range(20):
             self.assertEqual(client.recommend_for_history(event(1), Query(k=5, as_of_ms=T0 + 10**6)).items, answers[0])
+
+
+class Abuse(WithServers):
+    """What gRPC would keep without a bound (server/README.md, Scope) ends at the router."""
+    count = 1
+
+    def test_endless_headers_and_floods_of_calls_reach_no_server(self):
+        router, server = self.route(), self.servers[self.names[0]]
+        processes = [server.process.pid, *map(int, pathlib.Path(
+            f"/proc/{router.process.pid}/task/{router.process.pid}/children").read_text().split())]
+        self.assertGreater(len(processes), 1)
+        self.connect(router.address).recommend("u")
+        before = [abuse.memory_mib(p) for p in processes]
+        named = abuse.headers(abuse.RECOMMEND, ("x-tim4rec-user-id", "u"))
+        endless = abuse.Connection(router.address)
+        endless.send(abuse.frame(abuse.HEADERS, abuse.END_STREAM, 1, named))
+        part = b"".join(abuse.literal(f"x{n}", "y" * 100) for n in range(140))
+        for _ in range(2000):  # 30 MB
+            if not endless.send(abuse.frame(abuse.CONTINUATION, 0, 1, part)):
+                break
+        flood = abuse.Connection(router.address)
+        for n in range(5000):
+            if not flood.send(abuse.frame(abuse.HEADERS, abuse.END_HEADERS, 2 * n + 1, named)):
+                break
+        self.assertTrue(self.connect(router.address).recommend("u").items)
+        grown = [abuse.memory_mib(p) - b for p, b in zip(processes, before)]
+        self.assertLess(grown[0], 8, "MiB, of the server")
+        # http2_max_concurrent_streams of 20 kB each, where 5000 calls and 30 MB of headers were sent.
+        self.assertLess(max(grown[1:]), 28, f"MiB, of a process of nginx: {grown}")
+        endless.close()
+        flood.close()
 
 
 class Encrypted(WithServers):
