@@ -117,10 +117,14 @@ TEST_F(Serving, RecordsAndRecommends) {
   EXPECT_EQ(Recommend(request).error_code(), grpc::StatusCode::NOT_FOUND);
   request.clear_model();
   request.set_min_state_version(4);
-  grpc::ClientContext soon;
-  soon.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
-  EXPECT_EQ(stub_->Recommend(&soon, request, &response).error_code(),
-            grpc::StatusCode::FAILED_PRECONDITION);
+  // The server answers a tenth of a second before the deadline, which a busy machine may miss.
+  grpc::StatusCode code = grpc::StatusCode::DEADLINE_EXCEEDED;
+  for (int tries = 0; tries < 4 && code == grpc::StatusCode::DEADLINE_EXCEEDED; ++tries) {
+    grpc::ClientContext soon;
+    soon.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
+    code = stub_->Recommend(&soon, request, &response).error_code();
+  }
+  EXPECT_EQ(code, grpc::StatusCode::FAILED_PRECONDITION);
   grpc::ClientContext no_deadline;
   EXPECT_EQ(stub_->Recommend(&no_deadline, request, &response).error_code(),
             grpc::StatusCode::FAILED_PRECONDITION);

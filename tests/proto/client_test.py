@@ -98,11 +98,16 @@ class Calls(WithServer):
         self.assertIs(raised.exception.code, grpc.StatusCode.INVALID_ARGUMENT)
         self.assertEqual({field for field, _ in raised.exception.violations}, {"user_id", "k"})
         self.assertEqual(raised.exception.attempts, 1)
-        for code, query in ((grpc.StatusCode.NOT_FOUND, Query(model="none")),
-                            (grpc.StatusCode.FAILED_PRECONDITION, Query(min_state_version=99))):
+        with self.assertRaises(CallError) as raised:
+            call("recommend", "bob", Query(model="none"))
+        self.assertIs(raised.exception.code, grpc.StatusCode.NOT_FOUND)
+        # The server answers a tenth of a second before the deadline, which a busy machine may miss.
+        for timeout_s in (1, 2, 3, 4):
             with self.assertRaises(CallError) as raised:
-                call("recommend", "bob", query, timeout_s=0.5)
-            self.assertIs(raised.exception.code, code)
+                call("recommend", "bob", Query(min_state_version=99), timeout_s=timeout_s)
+            if raised.exception.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                break
+        self.assertIs(raised.exception.code, grpc.StatusCode.FAILED_PRECONDITION)
 
     def test_blocking(self):
         client = self.connect(self.serve().address)
