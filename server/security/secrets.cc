@@ -82,6 +82,10 @@ SecretTexts Secrets::Read() const { return ReadFiles(files_); }
 
 void Secrets::Take(const SecretTexts& texts) {
   std::lock_guard lock(mutex_);
+  TakeLocked(texts);
+}
+
+void Secrets::TakeLocked(const SecretTexts& texts) {
   if (texts.tls.has_value()) {
     if (texts.tls->ok()) TakeTls(**texts.tls);
     Note(texts.tls->status(), &tls_health_);
@@ -119,11 +123,10 @@ void Secrets::Watch() {
   SecretTexts last = Read();
   std::unique_lock lock(mutex_);
   while (!wake_.wait_for(lock, kLook, [this] { return stop_; })) {
-    lock.unlock();
+    // Under the lock, lest it takes back what a Take brings meanwhile.
     SecretTexts now = Read();
-    if (now == last) Take(now);
+    if (now == last) TakeLocked(now);
     last = std::move(now);
-    lock.lock();
   }
 }
 

@@ -67,6 +67,8 @@ class Secrets {
   };
 
   void Watch();
+  // With mutex_ held.
+  void TakeLocked(const SecretTexts& texts);
   void TakeTls(const TlsTexts& texts);
   void TakeTokens(const Tokens& tokens);
   // Shows what is wrong, and logs it once.
