@@ -13,9 +13,16 @@ namespace tim4rec {
 
 StateSlab::StateSlab(int64_t record_bytes)
     : record_bytes_(record_bytes),
-      records_per_chunk_(std::max<int64_t>(1, int64_t{kHugePageBytes} / record_bytes)) {}
+      records_per_chunk_(std::max<int64_t>(1, int64_t{kHugePageBytes} / record_bytes)),
+      ahead_([this] { KeepAhead(); }) {}
 
 StateSlab::~StateSlab() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopped_ = true;
+  }
+  low_.notify_one();
+  ahead_.join();
   for (int table = 0; table < kTables; ++table) {
     std::atomic<std::byte*>* entries = tables_[table].load();
     if (entries == nullptr) continue;
@@ -37,23 +44,48 @@ std::byte* StateSlab::record(int32_t slot) const {
   return chunk + slot % records_per_chunk_ * record_bytes_;
 }
 
-bool StateSlab::Grow() {
-  const int32_t slots = slots_.load();
-  const int64_t chunk = slots / records_per_chunk_;
-  if (slots > INT32_MAX - records_per_chunk_) return false;
-  const uint64_t position = uint64_t{static_cast<uint32_t>(chunk)} + 1;
-  const int table = std::bit_width(position) - 1;
-  if (tables_[table].load() == nullptr) {
-    auto* entries = new (std::nothrow) std::atomic<std::byte*>[std::bit_floor(position)]();
-    if (entries == nullptr) return false;
-    tables_[table].store(entries, std::memory_order_release);
+void StateSlab::KeepAhead() {
+  const size_t bytes = static_cast<size_t>(records_per_chunk_ * record_bytes_);
+  const auto ahead = static_cast<size_t>(records_per_chunk_);
+  std::unique_lock lock(mutex_);
+  while (!stopped_) {
+    if (free_.size() < ahead) {
+      lock.unlock();
+      auto* chunk = static_cast<std::byte*>(AllocateHugePages(bytes));
+      if (chunk != nullptr) std::memset(chunk, 0, bytes);
+      lock.lock();
+      if (AddChunk(chunk)) continue;
+    }
+    low_.wait(lock);
   }
-  auto* memory = static_cast<std::byte*>(
-      AllocateHugePages(static_cast<size_t>(records_per_chunk_ * record_bytes_)));
-  if (memory == nullptr) return false;
-  ChunkEntry(chunk).store(memory, std::memory_order_release);
-  for (int64_t i = records_per_chunk_; i > 0; --i) {
-    free_.push_back(slots + static_cast<int32_t>(i) - 1);  // lowest slot on top
+}
+
+bool StateSlab::Grow() {
+  return AddChunk(static_cast<std::byte*>(
+      AllocateHugePages(static_cast<size_t>(records_per_chunk_ * record_bytes_))));
+}
+
+bool StateSlab::AddChunk(std::byte* chunk) {
+  if (chunk == nullptr) return false;
+  const int32_t slots = slots_.load();
+  const int64_t index = slots / records_per_chunk_;
+  const uint64_t position = uint64_t{static_cast<uint32_t>(index)} + 1;
+  const int table = std::bit_width(position) - 1;
+  bool fits = slots <= INT32_MAX - records_per_chunk_;
+  if (fits && tables_[table].load() == nullptr) {
+    auto* entries = new (std::nothrow) std::atomic<std::byte*>[std::bit_floor(position)]();
+    tables_[table].store(entries, std::memory_order_release);
+    fits = entries != nullptr;
+  }
+  if (!fits) {
+    FreeHugePages(chunk);
+    return false;
+  }
+  ChunkEntry(index).store(chunk, std::memory_order_release);
+  // The lowest on top, but below what was free before.
+  free_.insert(free_.begin(), static_cast<size_t>(records_per_chunk_), 0);
+  for (int64_t i = 0; i < records_per_chunk_; ++i) {
+    free_[static_cast<size_t>(records_per_chunk_ - 1 - i)] = slots + static_cast<int32_t>(i);
   }
   slots_.store(slots + static_cast<int32_t>(records_per_chunk_), std::memory_order_release);
   return true;
@@ -69,6 +101,7 @@ absl::StatusOr<int32_t> StateSlab::Allocate() {
     }
     slot = free_.back();
     free_.pop_back();
+    if (free_.size() + 1 == static_cast<size_t>(records_per_chunk_)) low_.notify_one();
   }
   std::memset(record(slot), 0, static_cast<size_t>(record_bytes_));
   return slot;

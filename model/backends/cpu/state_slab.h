@@ -4,17 +4,21 @@
 
 #include <array>
 #include <atomic>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 #include "absl/status/statusor.h"
 
 namespace tim4rec {
 
-// Records lie in chunks of about 2 MiB that never move and are kept until the end. Thread-safe;
-// only Allocate and Release take the mutex.
+// Records lie in chunks of about 2 MiB that never move and are kept until the end. A thread keeps a
+// chunk ahead of what is asked for: the first touch of a huge page takes a good part of a
+// millisecond, which callers do not wait for unless they outrun it. Thread-safe; only Allocate and
+// Release take the mutex.
 class StateSlab {
  public:
   explicit StateSlab(int64_t record_bytes);  // a multiple of 16
@@ -38,7 +42,9 @@ class StateSlab {
   // Chunk c is entry c + 1 - 2^i of table i = floor(log2(c + 1)): tables never move or grow.
   static constexpr int kTables = 31;
   std::atomic<std::byte*>& ChunkEntry(int64_t chunk) const;
-  bool Grow();  // holding mutex_
+  void KeepAhead();
+  bool Grow();                      // holding mutex_
+  bool AddChunk(std::byte* chunk);  // holding mutex_; takes the chunk, which may be null
 
   const int64_t record_bytes_;
   const int64_t records_per_chunk_;
@@ -48,7 +54,10 @@ class StateSlab {
   // Not absl::Mutex: the system's abseil is built without what the thread sanitizer needs to see
   // it.
   std::mutex mutex_;
+  std::condition_variable low_;
   std::vector<int32_t> free_;  // guarded by mutex_
+  bool stopped_ = false;       // guarded by mutex_
+  std::thread ahead_;          // runs KeepAhead
 };
 
 }  // namespace tim4rec
