@@ -34,6 +34,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __noinline__
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 #define threadIdx (::tim4rec::host_device::ThreadIndex())
@@ -181,6 +182,14 @@ inline bool __all_sync(unsigned mask, bool predicate,
 template <typename T>
 T __ldg(const T* at) {
   return *at;
+}
+template <typename T>
+T __ldcg(const T* at) {
+  return *at;
+}
+template <typename T>
+void __stcg(T* at, T value) {
+  *at = value;
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }

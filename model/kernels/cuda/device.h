@@ -78,7 +78,7 @@ __device__ inline void PrefetchToL2(const void* at, uint32_t bytes) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(
         __cvta_generic_to_global(static_cast<const char*>(at) + i)));
   }
-#else
+#elif defined(TIM4REC_HOST_DEVICE)
   host_device::CheckPrefetch(at, bytes);
 #endif
 }
@@ -90,7 +90,7 @@ __device__ inline void CopyAsync16(void* shared, const void* global) {
                    static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
                "l"(__cvta_generic_to_global(global))
                : "memory");
-#else
+#elif defined(TIM4REC_HOST_DEVICE)
   host_device::BeginCopy16(shared, global);
 #endif
 }
@@ -99,7 +99,7 @@ __device__ inline void CopyAsync16(void* shared, const void* global) {
 __device__ inline void CommitCopies() {
 #ifdef __CUDA_ARCH__
   asm volatile("cp.async.commit_group;" ::: "memory");
-#else
+#elif defined(TIM4REC_HOST_DEVICE)
   host_device::CommitCopies();
 #endif
 }
@@ -110,7 +110,7 @@ template <int pending>
 __device__ inline void AwaitCopies() {
 #ifdef __CUDA_ARCH__
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-#else
+#elif defined(TIM4REC_HOST_DEVICE)
   host_device::AwaitCopies(pending);
 #endif
 }
