@@ -29,6 +29,7 @@
 #include <cstdint>
 
 #include "model/kernels/kernels.h"
+#include "model/kernels/math.h"
 
 namespace tim4rec::kernels {
 
@@ -47,6 +48,19 @@ int64_t RankScales(int32_t items);            // floats
 // Writes codes and scales; `embedding` is finite.
 RankTable QuantizeItems(const float* embedding, int32_t items, int32_t d, uint8_t* codes,
                         float* scales);
+
+// c, for a query with norms |x| <= `norm` and |x - t p| <= `difference`.
+TIM4REC_KERNEL_FUNCTION float RankSlack(double norm, double difference, float residual,
+                                        float code_norm, int32_t d) {
+  const double roundings = 0x1p-24 * d;
+  const double spread = static_cast<double>(residual) + static_cast<double>(code_norm);
+  const double slack = norm * static_cast<double>(residual) +
+                       difference * static_cast<double>(code_norm) +
+                       roundings / (1 - roundings) * norm * spread;
+  // The scale's own product sum is at most 2 norm code_norm.
+  const double raised = slack + 0x1p-20 * (norm * static_cast<double>(code_norm) + slack) + 0x1p-50;
+  return static_cast<float>(raised * (1 + 0x1p-22));
+}
 
 }  // namespace tim4rec::kernels
 

@@ -83,16 +83,9 @@ void PrepareQuery(const RankTable& table, const float* x, int64_t groups, int64_
     difference_squares += difference * difference;
   }
   PackQueryCodes(codes, groups, stride, words);
-  const double roundings = 0x1p-24 * table.d;
-  const double slack =
-      norm * static_cast<double>(table.residual) +
-      __builtin_sqrt(difference_squares) * (1 + 1e-6) * static_cast<double>(table.code_norm) +
-      roundings / (1 - roundings) * norm * spread;
-  // The scale's own product sum is at most 2 norm code_norm.
-  const double raised =
-      slack + 0x1p-20 * (norm * static_cast<double>(table.code_norm) + slack) + 0x1p-50;
   ranked->scale = scale;
-  ranked->slack = static_cast<float>(raised * (1 + 0x1p-22));
+  ranked->slack = RankSlack(norm, __builtin_sqrt(difference_squares) * (1 + 1e-6), table.residual,
+                            table.code_norm, table.d);
 }
 
 // ---- bounds of kBlocks blocks for kQueries queries
