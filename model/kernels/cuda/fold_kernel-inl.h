@@ -6,8 +6,8 @@
 
 namespace tim4rec::cuda {
 
-// One warp for each 32 outputs of ServedShape's input projection.
-inline constexpr int kFoldThreads = 352;
+// One warp for each 32 outputs of ServedShape's input projection, and one for what goes on beside.
+inline constexpr int kFoldThreads = 384;
 
 template <int kRows>
 TIM4REC_KERNEL_FUNCTION size_t IndexBytes() {
@@ -17,12 +17,12 @@ TIM4REC_KERNEL_FUNCTION size_t IndexBytes() {
 // ---- which runs are this block's
 
 // The first run that begins at `event` or later, found by a warp.
-__device__ inline int32_t FirstRunFrom(const DeviceRun* runs, int32_t count, int64_t event) {
+__device__ inline int32_t FirstRunFrom(const DeviceRun* runs, int32_t count, uint32_t event) {
   int32_t low = 0, high = count;
   while (low < high) {
     const int32_t step = (high - low + 31) / 32;
     const int32_t probe = low + LaneIndex() * step + step - 1;
-    const bool before = probe < high && runs[probe].first_event < event;
+    const bool before = probe < high && static_cast<uint32_t>(runs[probe].first_event) < event;
     const int32_t skipped = __popc(__ballot_sync(kAllLanes, before));
     low += skipped * step;
     high = low + step - 1 < high ? low + step - 1 : high;
@@ -39,31 +39,34 @@ struct Share {
 template <typename Shape, int kRows>
 __device__ Share FindShare(const FoldArguments<Shape>& a, TileIndex<kRows>* index) {
   const DeviceRun last = a.runs[a.run_count - 1];
-  const int64_t total = last.first_event + last.count;
-  const int64_t part = (total + gridDim.x - 1) / gridDim.x;
+  const uint32_t total = static_cast<uint32_t>(last.first_event + last.count);
+  const uint32_t part = (total + gridDim.x - 1) / gridDim.x;
   if (WarpIndex() < 2) {
-    const int32_t run =
-        FirstRunFrom(a.runs, a.run_count, (blockIdx.x + static_cast<int64_t>(WarpIndex())) * part);
-    if (LaneIndex() == 0) (WarpIndex() == 0 ? index->run_begin : index->run_end) = run;
+    const uint32_t index_of_block = blockIdx.x + static_cast<uint32_t>(WarpIndex());
+    const int32_t run = FirstRunFrom(a.runs, a.run_count, index_of_block * part);
+    const int32_t event = run < a.run_count ? a.runs[run].first_event : static_cast<int32_t>(total);
+    if (LaneIndex() == 0) {
+      (WarpIndex() == 0 ? index->next_run : index->run_end) = run;
+      (WarpIndex() == 0 ? index->begin : index->end) = event;
+    }
   }
   __syncthreads();
-  const auto event_of = [&](int32_t run) {
-    return run < a.run_count ? a.runs[run].first_event : static_cast<int32_t>(total);
-  };
   Share share;
-  share.begin = event_of(index->run_begin);
-  share.end = event_of(index->run_end);
+  share.begin = index->begin;
+  share.end = index->end;
   const int32_t events = share.end - share.begin;
   share.tiles = (events + kRows - 1) / kRows;
   share.most_rows = share.tiles == 0 ? 0 : (events + share.tiles - 1) / share.tiles;
   return share;
 }
 
-// By one warp: the tile of the events [begin, end). `run` is the first run that may have some of
-// them; returns the same for the next tile.
+// By one warp: the tile of the events [begin, end). index->next_run is the first run that may have
+// some of them, and moves on.
 template <typename Shape, int kRows>
-__device__ int32_t IndexTile(const FoldArguments<Shape>& a, int32_t begin, int32_t end, int32_t run,
-                             TileIndex<kRows>* index) {
+__device__ void IndexTile(const FoldArguments<Shape>& a, int32_t begin, int32_t end,
+                          TileIndex<kRows>* index) {
+  int32_t run = index->next_run;
+  __syncwarp();
   int32_t segments = 0, kept = 0;
   const uint32_t lower_lanes = (1u << LaneIndex()) - 1;
   for (bool more = true; more;) {
@@ -104,8 +107,8 @@ __device__ int32_t IndexTile(const FoldArguments<Shape>& a, int32_t begin, int32
     index->count = segments;
     index->rows = end - begin;
     index->kept = kept;
+    index->next_run = run;
   }
-  return run;
 }
 
 // ---- staged weights: the Linears' blocks, brought to shared memory two Linears ahead
@@ -128,14 +131,15 @@ TIM4REC_KERNEL_FUNCTION int64_t StageFloats(const Shape& s, bool ffn, int half) 
 template <typename Shape, bool kStaged>
 class WeightStream {
  public:
-  // `stage` is shared memory for both halves.
-  __device__ WeightStream(const FoldArguments<Shape>& a, int32_t tiles, float* stage)
-      : a_(a), stage_(stage), parts_(a.dims.ffn ? 4 : 2), all_(tiles * a.dims.layers * parts_) {
+  // `stage` is shared memory for both halves. Begins with the first layer's.
+  __device__ WeightStream(const FoldArguments<Shape>& a, float* stage)
+      : a_(a), stage_(stage), parts_(a.dims.ffn ? 4 : 2), all_(parts_) {
     if constexpr (kStaged) {
       Begin(0);
       Begin(1);
     }
   }
+  __device__ void SetTiles(int32_t tiles) { all_ = tiles * a_.dims.layers * parts_; }
 
   // Before the barrier in front of a Linear, the one before it released; or, where that is not yet
   // so, with AwaitAll.
@@ -146,21 +150,22 @@ class WeightStream {
     if constexpr (kStaged) AwaitCopies<0>();
   }
 
-  // After that barrier.
-  __device__ const float* Weights() const {
+  // After that barrier: those of a layer's part, which is the next one in order.
+  __device__ const float* Weights(int32_t l, int32_t part) const {
     if constexpr (kStaged) return Staged(next_);
-    return In(next_);
+    return In(l, part);
   }
 
   // After the barrier behind it.
   __device__ void Release() {
-    if constexpr (kStaged) Begin(next_ + 2);
-    ++next_;
+    if constexpr (kStaged) {
+      Begin(next_ + 2);
+      ++next_;
+    }
   }
 
  private:
-  __device__ const float* In(int32_t i) const {
-    const int32_t part = i % parts_, l = i / parts_ % a_.dims.layers;
+  __device__ const float* In(int32_t l, int32_t part) const {
     const LayerPlaces& at = a_.at.layer;
     return a_.weights + a_.at.layers + l * a_.at.layer_floats +
            (part == 0   ? at.in_proj
@@ -169,9 +174,8 @@ class WeightStream {
                         : at.fc2);
   }
 
-  __device__ int32_t Floats(int32_t i) const {
+  __device__ int32_t Floats(int32_t part) const {
     const Shape& s = a_.shape;
-    const int32_t part = i % parts_;
     return static_cast<int32_t>(part == 0   ? LinearFloats(s.d, Projections(s))
                                 : part == 1 ? LinearFloats(s.e, s.d)
                                 : part == 2 ? LinearFloats(s.d, s.f)
@@ -184,9 +188,9 @@ class WeightStream {
 
   __device__ void Begin(int32_t i) {
     if (i < all_) {
-      const float* from = In(i);
+      const float* from = In(i / parts_ % a_.dims.layers, i % parts_);
       float* to = Staged(i);
-      const int32_t floats = Floats(i);
+      const int32_t floats = Floats(i % parts_);
       for (int32_t at = static_cast<int32_t>(threadIdx.x) * 4; at < floats;
            at += static_cast<int32_t>(blockDim.x) * 4) {
         CopyAsync16(to + at, from + at);
@@ -197,7 +201,8 @@ class WeightStream {
 
   const FoldArguments<Shape>& a_;
   float* const stage_;
-  const int32_t parts_, all_;
+  const int32_t parts_;
+  int32_t all_;
   int32_t next_ = 0;
 };
 
@@ -208,8 +213,13 @@ template <typename Shape, int kRows, bool kStaged>
 __device__ __forceinline__ void FoldLayer(const Tile<Shape, kRows>& tile, int32_t l,
                                           WeightStream<Shape, kStaged>& weights) {
   const FoldArguments<Shape>& a = tile.a;
-  tile.HideTime(l);
-  tile.Project(l, weights.Weights());
+  // The last warp has the time functions meanwhile, which need the gaps alone.
+  const int32_t projecting = a.dims.time_write ? Warps() - 1 : Warps();
+  if (WarpIndex() < projecting) {
+    tile.Project(l, weights.Weights(l, 0), projecting);
+  } else {
+    tile.ModulateWrites(l);
+  }
   __syncthreads();
   weights.Release();
   const int32_t convolving = static_cast<int32_t>(blockDim.x) - 32;
@@ -225,7 +235,7 @@ __device__ __forceinline__ void FoldLayer(const Tile<Shape, kRows>& tile, int32_
   tile.NormalizeMixed(l);
   weights.Await();
   __syncthreads();
-  tile.ProjectOut(l, weights.Weights());
+  tile.ProjectOut(l, weights.Weights(l, 1));
   __syncthreads();
   weights.Release();
   tile.NormalizeRows(tile.KeptRows(l), tile.layer(l) + a.at.layer.layer_norm,
@@ -233,11 +243,11 @@ __device__ __forceinline__ void FoldLayer(const Tile<Shape, kRows>& tile, int32_
   weights.Await();
   __syncthreads();
   if (!a.dims.ffn) return;
-  tile.Widen(l, weights.Weights());
+  tile.Widen(l, weights.Weights(l, 2));
   weights.AwaitAll();
   __syncthreads();
   weights.Release();
-  tile.Narrow(l, weights.Weights());
+  tile.Narrow(l, weights.Weights(l, 3));
   __syncthreads();
   weights.Release();
   constexpr float kFfnNormEps = 1e-12f;
@@ -261,14 +271,14 @@ __global__ void __launch_bounds__(kFoldThreads, kRows == 16 && Shape::kFixed ? 2
     }
   }
   const Tile<Shape, kRows> tile = {a, places, base, index};
+  WeightStream<Shape, kStaged> weights(a, values + places.floats);
   const Share share = FindShare(a, index);
-  if (share.tiles == 0) return;
-  WeightStream<Shape, kStaged> weights(a, share.tiles, values + places.floats);
-  int32_t run = index->run_begin;
+  weights.SetTiles(share.tiles);
+  if (share.tiles == 0) weights.AwaitAll();
   for (int32_t begin = share.begin; begin < share.end; begin += share.most_rows) {
     const int32_t left = share.end - begin;
     const int32_t end = begin + (left < share.most_rows ? left : share.most_rows);
-    if (WarpIndex() == 0) run = IndexTile(a, begin, end, run, index);
+    if (WarpIndex() == 0) IndexTile(a, begin, end, index);
     __syncthreads();
     tile.PrefetchFirst(0);
     tile.Begin();

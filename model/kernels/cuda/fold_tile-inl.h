@@ -40,8 +40,8 @@ struct TileIndex {
   int32_t segment_of[kRows];  // a row's
   int32_t keep[kRows];        // rows with an output, in order
   int32_t count, rows, kept;
-  int32_t next_run;
-  int32_t run_begin, run_end;  // the block's runs
+  int32_t next_run, run_end;  // the block's runs that are left
+  int32_t begin, end;         // the block's events
 };
 
 // Widths of units and how far weights are read ahead, by the most rows of a tile.
@@ -49,7 +49,7 @@ template <int kRows>
 struct Units {
   static constexpr int kWideRows = kRows < 8 ? kRows : 8;
   static constexpr int kWideBlocks = kRows < 16 ? 1 : 2;
-  static constexpr int kAhead = kRows == 1 ? 8 : kRows < 16 ? 4 : 2;
+  static constexpr int kAhead = kRows == 1 ? 8 : kRows < 16 ? 4 : 1;
 };
 
 template <typename Shape, int kRows>
@@ -127,22 +127,6 @@ struct Tile {
       }
       NormalizeLayer(valid, u(row), a.shape.d, a.weights + a.at.in_norm,
                      a.weights + a.at.in_norm_bias, a.dims.norm_eps, x(row));
-    }
-  }
-
-  // ---- rule 8, the hidden values: of the gap alone
-
-  // From the end: the first warps have more to do meanwhile.
-  __device__ void HideTime(int32_t l) const {
-    if (!a.dims.time_write) return;
-    const float* w1 = layer(l) + a.at.layer.time_hidden;
-    const float* b1 = layer(l) + a.at.layer.time_hidden_bias;
-    const int32_t threads = static_cast<int32_t>(blockDim.x);
-    for (int32_t i = threads - 1 - static_cast<int32_t>(threadIdx.x); i < index->rows * a.shape.m;
-         i += threads) {
-      const int32_t row = i / a.shape.m, m = i % a.shape.m;
-      base[at.hidden + row * RowStride(a.shape.m) + m] =
-          kernels::Silu(kernels::FusedMultiplyAdd(w1[m], base[at.gap_feature + row], b1[m]));
     }
   }
 
@@ -264,8 +248,7 @@ struct Tile {
     }
   }
 
-  // ---- rules 8 and 9, by one warp for all rows and heads: from hidden values and dt to delta and
-  // carry
+  // ---- rules 8 and 9, by one warp for all rows and heads
 
   // Calls visit(segment, j, h, place): row j of the segment, its place in an array [rows][H].
   template <typename Visit>
@@ -304,10 +287,18 @@ struct Tile {
     }
   }
 
-  // The modulation r of every row and head, into gate.
+  // The modulation r of every row and head, into gate: of the gaps alone.
   __device__ void ModulateWrites(int32_t l) const {
     const float* w = layer(l);
+    const float* w1 = w + a.at.layer.time_hidden;
+    const float* b1 = w + a.at.layer.time_hidden_bias;
     float *scale = base + at.scale, *gate = base + at.gate, *first = base + at.delta;
+    for (int32_t i = LaneIndex(); i < index->rows * a.shape.m; i += 32) {
+      const int32_t row = i / a.shape.m, m = i % a.shape.m;
+      base[at.hidden + row * RowStride(a.shape.m) + m] = kernels::Silu(
+          kernels::FusedMultiplyAdd(__ldg(w1 + m), base[at.gap_feature + row], __ldg(b1 + m)));
+    }
+    __syncwarp();
     ForHeads([&](const Segment& segment, int32_t j, int32_t h, int32_t place) {
       const int32_t row = segment.first_row + j;
       const float* hidden = base + at.hidden + row * RowStride(a.shape.m);
@@ -337,12 +328,11 @@ struct Tile {
       MoveTail(segment, i % a.shape.h, scale, tails + a.dims.time_conv1_offset);
       MoveTail(segment, i % a.shape.h, first, tails + a.dims.time_conv2_offset);
     }
-    __syncwarp();
   }
 
+  // From dt to delta and carry.
   __device__ void DecayRows(int32_t l) const {
     const float* w = layer(l);
-    if (a.dims.time_write) ModulateWrites(l);
     ForHeads([&](const Segment& segment, int32_t j, int32_t h, int32_t place) {
       const int32_t row = segment.first_row + j;
       float value = dt(row)[h];
@@ -370,7 +360,7 @@ struct Tile {
 
   // States of one channel held in registers while the rows pass, kTogether at a time.
   __device__ void UpdateChannel(const Segment& segment, int32_t l, int32_t e) const {
-    constexpr int kTogether = Shape::kFixed ? ServedShape::n : 16;
+    constexpr int kTogether = Shape::kFixed && kRows < 16 ? ServedShape::n : 16;
     const int32_t h = e / a.shape.p, p = e % a.shape.p;
     float* state = tensors(segment, l) + a.dims.ssm_offset +
                    static_cast<int64_t>(h) * a.shape.n * a.shape.p + p;
@@ -520,18 +510,19 @@ struct Tile {
 
   using U = Units<kRows>;
 
-  __device__ void Project(int32_t l, const float* weights) const {
+  // By the first `warps` warps.
+  __device__ void Project(int32_t l, const float* weights, int32_t warps) const {
     const Linear linear = {weights, layer(l) + a.at.layer.in_proj_bias, a.shape.d,
                            Projections(a.shape)};
     Multiply<U::kWideRows, U::kWideBlocks, U::kAhead>(
-        linear, x(0), RowStride(a.shape.d), index->rows,
+        linear, x(0), RowStride(a.shape.d), index->rows, warps,
         [&](int32_t row, int32_t o, float sum) { z(row)[o] = sum; });
   }
 
   __device__ void ProjectOut(int32_t l, const float* weights) const {
     const Linear linear = {weights, layer(l) + a.at.layer.out_proj_bias, a.shape.e, a.shape.d};
     Multiply<U::kWideRows, 1, 2 * U::kAhead>(
-        linear, z(0), wide_stride(), KeptRows(l), [&](int32_t i, int32_t o, float sum) {
+        linear, z(0), wide_stride(), KeptRows(l), Warps(), [&](int32_t i, int32_t o, float sum) {
           u(i)[o] = a.dims.layers > 1 ? sum + x(KeptRow(l, i))[o] : sum;
         });
   }
@@ -543,14 +534,14 @@ struct Tile {
   __device__ void Widen(int32_t l, const float* weights) const {
     const Linear linear = {weights, layer(l) + a.at.layer.fc1_bias, a.shape.d, a.shape.f};
     Multiply<U::kWideRows, U::kWideBlocks, U::kAhead>(
-        linear, x(0), RowStride(a.shape.d), KeptRows(l),
+        linear, x(0), RowStride(a.shape.d), KeptRows(l), Warps(),
         [&](int32_t i, int32_t o, float sum) { feed_forward(i)[o] = kernels::Hardswish(sum); });
   }
 
   __device__ void Narrow(int32_t l, const float* weights) const {
     const Linear linear = {weights, layer(l) + a.at.layer.fc2_bias, a.shape.f, a.shape.d};
     Multiply<U::kWideRows, 1, 2 * U::kAhead>(
-        linear, feed_forward(0), RowStride(a.shape.f), KeptRows(l),
+        linear, feed_forward(0), RowStride(a.shape.f), KeptRows(l), Warps(),
         [&](int32_t i, int32_t o, float sum) { u(i)[o] = sum + x(i)[o]; });
   }
 

@@ -99,17 +99,17 @@ __device__ __forceinline__ void SumUnit(const Linear& linear, const float* x, in
   }
 }
 
-// A Linear of `rows` rows of x, all warps of the block: units of kRows rows and kBlocks blocks of
-// outputs, then the blocks that are left, in units of as many sums.
+// A Linear of `rows` rows of x by the first `warps` warps: units of kRows rows and kBlocks blocks
+// of outputs, then the blocks that are left, in units of as many sums.
 template <int kRows, int kBlocks, int kAhead, typename Store>
 __device__ __forceinline__ void Multiply(const Linear& linear, const float* x, int32_t stride,
-                                         int32_t rows, Store store) {
+                                         int32_t rows, int32_t warps, Store store) {
   constexpr int kNarrowRows = kRows * kBlocks;
   const int32_t blocks = Blocks(linear.outputs);
   const int32_t groups = (rows + kRows - 1) / kRows;
   const int32_t wide_blocks = blocks / kBlocks * kBlocks;
   const int32_t wide = wide_blocks / kBlocks * groups;
-  for (int32_t unit = WarpIndex(); unit < wide; unit += Warps()) {
+  for (int32_t unit = WarpIndex(); unit < wide; unit += warps) {
     SumUnit<kRows, kBlocks, kAhead>(linear, x, stride, unit % groups * kRows,
                                     unit / groups * kBlocks, rows, store);
   }
@@ -117,9 +117,9 @@ __device__ __forceinline__ void Multiply(const Linear& linear, const float* x, i
     const int32_t narrow_groups = (rows + kNarrowRows - 1) / kNarrowRows;
     const int32_t all = wide + (blocks - wide_blocks) * narrow_groups;
     // The first of them goes to the warp after the one with the last wide unit.
-    int32_t unit = wide / Warps() * Warps() + WarpIndex();
-    if (unit < wide) unit += Warps();
-    for (; unit < all; unit += Warps()) {
+    int32_t unit = wide / warps * warps + WarpIndex();
+    if (unit < wide) unit += warps;
+    for (; unit < all; unit += warps) {
       const int32_t narrow = unit - wide;
       SumUnit<kNarrowRows, 1, kAhead>(linear, x, stride, narrow % narrow_groups * kNarrowRows,
                                       wide_blocks + narrow / narrow_groups, rows, store);

@@ -165,7 +165,7 @@ __global__ void WriteWindows(const WindowArguments a) {
     const LayerPlaces& at = a.at.layer;
     const auto multiply = [&](int64_t weights, int64_t bias, int32_t outputs, const float* x,
                               auto store) {
-      Multiply<4, 1, 2>({w + weights, w + bias, l, outputs}, x, stride, dims.h, store);
+      Multiply<4, 1, 2>({w + weights, w + bias, l, outputs}, x, stride, dims.h, Warps(), store);
       __syncthreads();
     };
     multiply(at.window_scale1, at.window_scale1_bias, l, tau,
