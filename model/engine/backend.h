@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -19,7 +20,8 @@
 
 namespace tim4rec {
 
-// Handle of a user's state inside one backend. Dense, from 0, reused after Release.
+// Handle of a user's state inside one backend. Reused after Release; dense, from 0, in each kind of
+// memory that the backend has.
 using Slot = int32_t;
 
 struct FoldEvent {
@@ -54,8 +56,40 @@ struct ScoredItem {
   float score;
 };
 
+struct StateExport {
+  Slot slot;
+  std::span<std::byte> record;  // state_bytes() long
+};
+
+// Launches of one kind, how many requests (runs, queries, states) they did and how long they took
+// on the device.
+struct DeviceWork {
+  int64_t launches = 0;
+  int64_t rows = 0;
+  double seconds = 0;
+};
+
+// What a backend tells of the device on which it computes. All but slots, memory and `lost` count
+// from the start.
+struct DeviceStats {
+  int64_t slots_used = 0;      // states on the device
+  int64_t slots_limit = 0;     // states that it could hold, with the memory that is free now
+  int64_t overflow_slots = 0;  // states in main memory
+  int64_t memory_used_bytes = 0, memory_bytes = 0;  // of the whole device, whoever uses it
+  int64_t device_lookups = 0, host_lookups = 0;     // runs and queries by where the state was
+  DeviceWork fold, query, rank, exported;
+  int64_t bytes_in = 0, bytes_out = 0;  // state records, to and from the device
+  bool lost = false;                    // the states that were there are, and none will be there
+  std::string fault;                    // then why
+};
+
 // Thread-safety: calls on disjoint slots may run concurrently; Allocate and Release may run beside
-// anything. Two calls on one slot must not overlap. A failed call leaves every state as it was.
+// anything. Two calls on one slot must not overlap. A failed call leaves every state as it was, but
+// for those that are lost.
+//
+// A state may be lost with the device that held it. Whatever is asked of its slot from then on
+// fails with ABORTED, no other fault does, and the same asked of slots allocated after that goes
+// well.
 //
 // Advance is a pure function of (model, ordered events), bit for bit the same for every backend
 // with exact() true, every batch and every split of a run (kernels.h); others' are never stored.
@@ -72,6 +106,8 @@ class Backend {
   // A slot with the empty state (no events). RESOURCE_EXHAUSTED when no memory is left.
   virtual absl::StatusOr<Slot> Allocate() = 0;
   virtual void Release(Slot slot) = 0;
+  // Whether the state of an allocated slot is lost.
+  virtual bool Lost(Slot /*slot*/) const { return false; }
 
   // Folds each run into its slot; a slot appears at most once. INVALID_ARGUMENT on an item out of
   // range.
@@ -88,7 +124,21 @@ class Backend {
   // The state record of StateLayout, state_bytes() long. Import refuses another length.
   virtual absl::Status Export(Slot slot, std::span<std::byte> record) const = 0;
   virtual absl::Status Import(Slot slot, std::span<const std::byte> record) = 0;
+  // Export of several, which a device does together.
+  virtual absl::Status ExportAll(std::span<const StateExport> exports) const {
+    for (const StateExport& one : exports) {
+      if (absl::Status status = Export(one.slot, one.record); !status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+
+  // Of a backend that computes on a device of its own. Any thread.
+  virtual std::optional<DeviceStats> device_stats() const { return std::nullopt; }
 };
+
+inline bool IsStateLost(const absl::Status& status) {
+  return status.code() == absl::StatusCode::kAborted;
+}
 
 // Makes a backend for a model; fails with the reason (for cuda without a device, the driver's own).
 using BackendFactory =

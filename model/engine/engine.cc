@@ -98,7 +98,8 @@ absl::Status RunProbeCase(size_t index, const ModelPackage& package, ItemBoosts&
 
 absl::StatusOr<std::unique_ptr<Backend>> StartBackend(std::shared_ptr<const ModelPackage> package,
                                                       const BackendRegistry& registry,
-                                                      const std::string& name) {
+                                                      const std::string& name,
+                                                      std::string* passed_over) {
   if (name != "auto") {
     const auto factory = registry.factories.find(name);
     if (factory != registry.factories.end()) return factory->second(std::move(package));
@@ -111,7 +112,10 @@ absl::StatusOr<std::unique_ptr<Backend>> StartBackend(std::shared_ptr<const Mode
   absl::StatusCode code = absl::StatusCode::kUnavailable;
   for (const std::string& preferred : registry.preference) {
     auto backend = registry.factories.at(preferred)(package);
-    if (backend.ok()) return backend;
+    if (backend.ok()) {
+      *passed_over = absl::StrJoin(reasons, "; ");
+      return backend;
+    }
     code = backend.status().code();
     reasons.push_back(absl::StrCat(preferred, ": ", std::string(backend.status().message())));
   }
@@ -123,7 +127,8 @@ absl::StatusOr<std::unique_ptr<Backend>> StartBackend(std::shared_ptr<const Mode
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const ModelPackage> package,
                                                        const BackendRegistry& registry,
                                                        const std::string& backend) {
-  auto started = StartBackend(package, registry, backend);
+  std::string passed_over;
+  auto started = StartBackend(package, registry, backend, &passed_over);
   if (!started.ok()) return started.status();
   ItemBoosts boosts(package);
   for (size_t i = 0; i < package->probe().size(); ++i) {
@@ -134,7 +139,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
                                        std::string(status.message())));
     }
   }
-  return std::unique_ptr<Engine>(new Engine(std::move(package), *std::move(started)));
+  return std::unique_ptr<Engine>(
+      new Engine(std::move(package), *std::move(started), std::move(passed_over)));
 }
 
 absl::Status Engine::TopK(std::span<const TopKRequest> requests,

@@ -31,6 +31,9 @@ class Engine {
   const ItemCatalog& catalog() const { return package_->catalog(); }
   const std::string& fingerprint() const { return package_->fingerprint(); }
   Backend& backend() const { return *backend_; }
+  // Of "auto": the preferred backends that do not serve, each with the reason; "" if there are
+  // none.
+  const std::string& passed_over() const { return passed_over_; }
 
   // Backend::TopK with what the model adds to the scores at the time of the query that each request
   // stands for, `queries` being as many; requests come without a boost.
@@ -38,11 +41,16 @@ class Engine {
                     std::vector<std::vector<ScoredItem>>* results) const;
 
  private:
-  Engine(std::shared_ptr<const ModelPackage> package, std::unique_ptr<Backend> backend)
-      : package_(std::move(package)), backend_(std::move(backend)), boosts_(package_) {}
+  Engine(std::shared_ptr<const ModelPackage> package, std::unique_ptr<Backend> backend,
+         std::string passed_over)
+      : package_(std::move(package)),
+        backend_(std::move(backend)),
+        passed_over_(std::move(passed_over)),
+        boosts_(package_) {}
 
   std::shared_ptr<const ModelPackage> package_;
   std::unique_ptr<Backend> backend_;
+  const std::string passed_over_;
   mutable ItemBoosts boosts_;
 };
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "model/engine/new_slot.h"
 
 namespace tim4rec {
 namespace {
@@ -84,19 +85,20 @@ std::string IndexText(const Field& field, int64_t index) {
 absl::StatusOr<std::string> FoldFrom(const Engine& engine, std::string_view base,
                                      std::span<const FoldEvent> events) {
   Backend& backend = engine.backend();
-  const auto slot = backend.Allocate();
-  if (!slot.ok()) return slot.status();
-  const absl::Cleanup release = [&] { backend.Release(*slot); };
-  if (!base.empty()) {
-    absl::Status imported = backend.Import(*slot, std::as_bytes(std::span(base)));
-    if (!imported.ok()) return imported;
+  for (;;) {
+    const auto slot = NewSlot(backend, base);
+    if (!slot.ok()) return slot.status();
+    const absl::Cleanup release = [&] { backend.Release(*slot); };
+    const Run run{*slot, events};
+    std::string record(static_cast<size_t>(backend.state_bytes()), '\0');
+    absl::Status status = backend.Advance({&run, 1});
+    if (status.ok()) {
+      status = backend.Export(*slot, std::as_writable_bytes(std::span(record)));
+    }
+    if (status.ok()) return record;
+    // Lost with its device: the next is elsewhere.
+    if (!IsStateLost(status)) return status;
   }
-  const Run run{*slot, events};
-  if (absl::Status folded = backend.Advance({&run, 1}); !folded.ok()) return folded;
-  std::string record(static_cast<size_t>(backend.state_bytes()), '\0');
-  absl::Status exported = backend.Export(*slot, std::as_writable_bytes(std::span(record)));
-  if (!exported.ok()) return exported;
-  return record;
 }
 
 absl::StatusOr<std::string> FoldFromZero(const Engine& engine, std::span<const FoldEvent> events) {

@@ -8,6 +8,8 @@
 #include <thread>
 
 #include "model/backends/builtin.h"
+#include "model/backends/cuda/cuda_backend.h"
+#include "tests/model/cuda/scalar_device.h"
 #include "tests/model/tiny_model.h"
 
 namespace tim4rec {
@@ -16,13 +18,28 @@ namespace {
 using ::testing::HasSubstr;
 using Record = std::vector<std::byte>;
 
+// Those of the program, and the cuda backend on a device that computes with the scalar truth, with
+// room for some of the states.
+const std::map<std::string, BackendFactory>& Factories() {
+  static const auto* factories = [] {
+    auto* all = new std::map(BuiltinBackends().factories);
+    (*all)["cuda_on_scalar_device"] = [](std::shared_ptr<const ModelPackage> package) {
+      static auto* script = new cuda::DeviceScript;
+      return CreateCudaBackendOn(std::make_unique<cuda::ScalarDevice>(script), std::move(package),
+                                 cuda::SmallOptions());
+    };
+    return all;
+  }();
+  return *factories;
+}
+
 class BackendContract : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
     auto package = ModelPackage::FromContents(MakeTinyModel(5));
     ASSERT_TRUE(package.ok()) << package.status();
     package_ = *package;
-    auto backend = BuiltinBackends().factories.at(GetParam())(package_);
+    auto backend = Factories().at(GetParam())(package_);
     ASSERT_TRUE(backend.ok()) << backend.status();
     backend_ = *std::move(backend);
   }
@@ -253,7 +270,7 @@ const std::vector<std::string>& BackendNames() {
   static const auto* all = [] {
     auto* names = new std::vector<std::string>;
     const auto package = ModelPackage::FromContents(MakeTinyModel(5));
-    for (const auto& [name, factory] : BuiltinBackends().factories) {
+    for (const auto& [name, factory] : Factories()) {
       const auto backend = factory(*package);
       if (backend.ok()) {
         names->push_back(name);
