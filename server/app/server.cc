@@ -22,6 +22,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "model/backends/builtin.h"
+#include "server/app/device_watch.h"
 #include "server/app/run_marker.h"
 #include "server/app/store_watch.h"
 #include "server/pipeline/model_swap.h"
@@ -46,6 +47,9 @@ constexpr std::chrono::milliseconds kGoodbye(200);
 // is still there: else a descriptor each is held for two minutes, and for two hours.
 constexpr int kHandshakeMs = 10'000;
 constexpr int kKeepaliveMs = 60'000;
+
+// In gRPC's health service: NOT_SERVING once the device is lost, though the server serves.
+constexpr char kDeviceHealth[] = "tim4rec.device";
 
 absl::Status Named(const char* part, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(part, ": ", status.message()));
@@ -122,6 +126,8 @@ struct Server::Rep {
   std::unique_ptr<LiveLimits> limits;
   std::atomic<bool> ready = false;
   std::unique_ptr<Models> models;
+  std::unique_ptr<DeviceWatch> device_watch;
+  std::atomic<bool> device_lost = false;
   std::unique_ptr<RocksDbStore> store;
   std::optional<RunMarker> run;
   bool served = false;
@@ -150,6 +156,8 @@ struct Server::Rep {
   void Apply(const ServerConfig& next);
   void SetServing(bool serving);
   void OnStoreChange(const absl::Status& writable);
+  void OnDeviceLost(const LoadedModel& model, const std::string& fault);
+  void SetDeviceHealth();
 };
 
 absl::Status Server::Rep::OpenSecrets() {
@@ -183,7 +191,14 @@ absl::Status Server::Rep::OpenConfiguredModel() {
        {"backend", backend.name()},
        {"items", model.engine->catalog().size() - 1},
        {"state_bytes", backend.state_bytes()}});
+  if (!model.engine->passed_over().empty()) {
+    Log(LogLevel::kInfo, "preferred backends do not serve",
+        {{"reason", model.engine->passed_over()}});
+  }
   models = std::make_unique<Models>(*std::move(opened));
+  device_watch = std::make_unique<DeviceWatch>(
+      models.get(), &metrics,
+      [this](const LoadedModel& of, const std::string& fault) { OnDeviceLost(of, fault); });
   return absl::OkStatus();
 }
 
@@ -224,6 +239,7 @@ void Server::Rep::UpdateMetrics() {
   set(metrics.store_compaction_bytes, sizes.pending_compaction_bytes);
   set(metrics.store_writes_slowed, sizes.writes_slowed);
   set(metrics.loaded_models, models->List().size());
+  device_watch->Look();
 }
 
 void Server::Rep::StartPipeline() {
@@ -244,11 +260,11 @@ void Server::Rep::StartPipeline() {
   options.clock = absl::Now;
   pipeline = std::make_unique<Pipeline>(
       options,
-      PipelineDeps{
-          models.get(), store.get(), store.get(),
-          [this](std::string_view user) { return store->DeleteUser(user); },
-          [this](std::string_view user) { return store->PurgeDeleted(user); }, &metrics,
-          [this](std::span<const UserTruncation> users) { return store->Truncate(users); }});
+      PipelineDeps{models.get(), store.get(), store.get(),
+                   [this](std::string_view user) { return store->DeleteUser(user); },
+                   [this](std::string_view user) { return store->PurgeDeleted(user); }, &metrics,
+                   [this](std::span<const UserTruncation> users) { return store->Truncate(users); },
+                   [this] { device_watch->Look(); }});
   limits = std::make_unique<LiveLimits>(LimitsOf(config));
   service_deps = {models.get(), pipeline.get(),     &metrics,
                   limits.get(), &secrets->access(), absl::Now};
@@ -326,6 +342,20 @@ void Server::Rep::SetServing(bool serving) {
   ready = serving;
   metrics.ready->Set(serving ? 1 : 0);
   if (grpc != nullptr) grpc->GetHealthCheckService()->SetServingStatus(serving);
+  SetDeviceHealth();
+}
+
+void Server::Rep::SetDeviceHealth() {
+  if (grpc == nullptr || !models->serving()->engine->backend().device_stats()) return;
+  grpc->GetHealthCheckService()->SetServingStatus(kDeviceHealth, ready && !device_lost);
+}
+
+// The CPU goes on with the same states; whoever relies on the device's speed is told.
+void Server::Rep::OnDeviceLost(const LoadedModel& model, const std::string& fault) {
+  Log(LogLevel::kError, "the device is lost; the CPU serves, and the store rebuilds the states",
+      {{"model", model.version}, {"error", fault}});
+  device_lost = true;
+  SetDeviceHealth();
 }
 
 // Reads that can go on do; load balancers are told to prefer others.
@@ -363,8 +393,12 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
   if (absl::Status s = rep.OpenStore(); !s.ok()) return s;
   rep.StartPipeline();
   if (absl::Status s = rep.StartGrpc(); !s.ok()) return s;
-  auto http = HttpEndpoint::Start(config.metrics_listen, &rep.metrics,
-                                  [&ready = rep.ready] { return ready.load(); });
+  auto http = HttpEndpoint::Start(config.metrics_listen, &rep.metrics, [&rep] {
+    const std::string fault = rep.device_watch->fault();
+    return Readiness{rep.ready, fault.empty()
+                                    ? ""
+                                    : absl::StrCat("the CPU serves, the device is lost: ", fault)};
+  });
   if (!http.ok()) return http.status();
   rep.http = *std::move(http);
   if (absl::Status s = rep.StartAdmin(); !s.ok()) return s;

@@ -47,13 +47,6 @@ size_t FoldedEvents(std::string_view state_record) {
   return static_cast<size_t>(folded);
 }
 
-absl::Status ImportBase(std::string_view base, Backend& backend, Slot slot) {
-  if (base.empty()) return absl::OkStatus();
-  absl::Status imported = backend.Import(slot, std::as_bytes(std::span(base)));
-  if (!imported.ok()) backend.Release(slot);
-  return imported;
-}
-
 absl::StatusOr<std::string> ReadBase(const StateStore& states, const LoadedModel& model,
                                      std::string_view user_id, const Truncation& truncation) {
   auto base = states.GetBase(user_id, model.fingerprint());

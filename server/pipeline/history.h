@@ -52,9 +52,6 @@ absl::StatusOr<UserHistory> ReadHistory(const EventLog& log, const StateStore& s
 absl::StatusOr<std::string> ReadBase(const StateStore& states, const LoadedModel& model,
                                      std::string_view user_id, const Truncation& truncation);
 
-// Puts a history's base into a new slot; releases the slot if that fails.
-absl::Status ImportBase(std::string_view base, Backend& backend, Slot slot);
-
 // How many events a state record was folded from.
 size_t FoldedEvents(std::string_view state_record);
 

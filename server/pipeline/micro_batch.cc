@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "model/engine/new_slot.h"
 #include "server/pipeline/history.h"
 #include "server/pipeline/verify_user.h"
 #include "server/telemetry/log.h"
@@ -77,12 +78,7 @@ std::vector<Job*> MicroBatch::Execute() {
   }
   for (Job* job : histories_) PrepareHistoryRead(job);
   stages_.load = Lap();
-  for (const LoadedModel* model : models_) {
-    Fold(*model);
-    stages_.fold += Lap();
-    Rank(*model);
-    stages_.rank += Lap();
-  }
+  for (const LoadedModel* model : models_) Compute(*model);
   return Finish();
 }
 
@@ -275,6 +271,10 @@ void MicroBatch::PrepareUser(UserWork* work) {
   });
   if (!needed) return;
   work->resident = deps_.residents->Use(*work->model, work->user_id);
+  if (work->resident != nullptr && IsLost(*work->resident)) {
+    deps_.residents->Drop(std::exchange(work->resident, nullptr));
+    deps_.metrics->states_recovered->Increment();
+  }
   if (work->resident == nullptr) {
     work->status = LoadUser(work);
   } else if (work->resident->behind) {
@@ -427,10 +427,14 @@ void MicroBatch::PrepareHistoryRead(Job* job) {
   read.job = job;
   read.model = job->model.get();
   read.past = true;
-  job->status = ReadFrom(HistoryOf(*job->history, read.model->engine->catalog(),
-                                   command.as_of_ms.value_or(std::numeric_limits<int64_t>::max())),
-                         &read);
+  job->status = ReadHistoryOf(&read);
   if (job->status.ok()) AddRead(std::move(read));
+}
+
+absl::Status MicroBatch::ReadHistoryOf(Read* read) {
+  const auto until_ms =
+      read->job->recommend->as_of_ms.value_or(std::numeric_limits<int64_t>::max());
+  return ReadFrom(HistoryOf(*read->job->history, read->model->engine->catalog(), until_ms), read);
 }
 
 void MicroBatch::AddRead(Read read) {
@@ -463,16 +467,64 @@ absl::Status MicroBatch::ReadFrom(UserHistory history, Read* read) {
   command.tier = command.event_count == 0 ? Tier::kColdStart : Tier::kRebuilt;
   read->past_seen = SeenItems(history.fold);
   if (command.event_count == 0) return absl::OkStatus();
-  absl::StatusOr<Slot> slot = read->model->engine->backend().Allocate();
+  const absl::StatusOr<Slot> slot = NewSlot(read->model->engine->backend(), history.base);
   if (!slot.ok()) return slot.status();
-  absl::Status based = ImportBase(history.base, read->model->engine->backend(), *slot);
-  if (!based.ok()) return based;
   read->slot = *slot;
   read->pending = std::move(history.fold);
   return absl::OkStatus();
 }
 
-void MicroBatch::Fold(const LoadedModel& model) {
+void MicroBatch::Compute(const LoadedModel& model) {
+  PrepareRank(model);
+  for (;;) {
+    absl::Status status = Fold(model);
+    stages_.fold += Lap();
+    if (status.ok()) status = Rank(model);
+    stages_.rank += Lap();
+    if (status.ok()) break;
+    Recover(model, status);
+    stages_.load += Lap();
+  }
+  for (const Read& read : reads_) {
+    if (read.model == &model && read.past && read.slot >= 0) {
+      model.engine->backend().Release(read.slot);
+    }
+  }
+}
+
+// New slots are not lost, so this ends.
+void MicroBatch::Recover(const LoadedModel& model, const absl::Status& lost) {
+  Backend& backend = model.engine->backend();
+  static LogLimit limit;
+  LogSome(&limit, LogLevel::kError, "states are lost with their device; the store rebuilds them",
+          {{"error", LogText(lost)}, {"model", model.version}});
+  if (deps_.on_states_lost) deps_.on_states_lost();
+  for (UserWork& work : works_) {
+    if (work.model.get() != &model || work.resident == nullptr || !IsLost(*work.resident)) continue;
+    deps_.residents->Drop(std::exchange(work.resident, nullptr));
+    work.status = LoadUser(&work);
+    deps_.metrics->states_recovered->Increment();
+  }
+  for (Read& read : reads_) {
+    RecommendCommand& command = *read.job->recommend;
+    if (read.model != &model || read.slot < 0 || !read.job->status.ok()) continue;
+    if (read.past) {
+      if (!backend.Lost(read.slot)) continue;
+      backend.Release(std::exchange(read.slot, -1));
+      read.job->status = read.job->history ? ReadHistoryOf(&read) : PreparePastRead(&read);
+      continue;
+    }
+    const UserWork& work = *by_user_.find(read.job->user_id)->second;
+    if (work.resident != nullptr) {
+      read.slot = work.resident->slot;
+      if (command.tier != Tier::kColdStart) command.tier = work.tier;
+    } else {
+      read.job->status = work.status;
+    }
+  }
+}
+
+absl::Status MicroBatch::Fold(const LoadedModel& model) {
   std::vector<Run> runs;
   for (const UserWork& work : works_) {
     if (work.model.get() != &model || work.resident == nullptr || !work.status.ok()) continue;
@@ -483,18 +535,24 @@ void MicroBatch::Fold(const LoadedModel& model) {
   for (const Read& read : reads_) {
     if (read.model == &model && !read.pending.empty()) runs.push_back({read.slot, read.pending});
   }
-  if (runs.empty()) return;
-  const absl::Status advanced = model.engine->backend().Advance(runs);
+  if (runs.empty()) return absl::OkStatus();
+  absl::Status advanced = model.engine->backend().Advance(runs);
+  if (IsStateLost(advanced)) return advanced;
   if (!advanced.ok()) {
     static LogLimit limit;
     LogSome(&limit, LogLevel::kError, "fold failed",
             {{"error", LogText(advanced)}, {"runs", runs.size()}});
-    return FailFold(model, advanced);
+    FailFold(model, advanced);
+    return absl::OkStatus();
   }
   for (const UserWork& work : works_) {
     if (work.model.get() != &model || work.resident == nullptr || !work.status.ok()) continue;
     if (!work.resident->pending.empty()) deps_.residents->Folded(work.resident);
   }
+  for (Read& read : reads_) {
+    if (read.model == &model) read.pending.clear();
+  }
+  return absl::OkStatus();
 }
 
 // The events are in the log, and the states are not what their lineage says: load them anew.
@@ -513,9 +571,7 @@ void MicroBatch::FailFold(const LoadedModel& model, const absl::Status& status) 
   }
 }
 
-void MicroBatch::Rank(const LoadedModel& model) {
-  std::vector<Read*> ranked;
-  std::vector<QueryRequest> requests;
+void MicroBatch::PrepareRank(const LoadedModel& model) {
   for (Read& read : reads_) {
     if (read.model != &model || !read.job->status.ok()) continue;
     const RecommendCommand& command = *read.job->recommend;
@@ -525,43 +581,46 @@ void MicroBatch::Rank(const LoadedModel& model) {
     } else {
       read.excluded = command.excluded;
     }
-    if (command.tier == Tier::kColdStart) {
-      RankByPopularity(&read);
+    if (command.tier == Tier::kColdStart) RankByPopularity(&read);
+  }
+}
+
+absl::Status MicroBatch::Rank(const LoadedModel& model) {
+  std::vector<Read*> ranked;
+  std::vector<QueryRequest> requests;
+  for (Read& read : reads_) {
+    const RecommendCommand& command = *read.job->recommend;
+    if (read.model != &model || !read.job->status.ok()) continue;
+    if (command.tier == Tier::kColdStart) continue;
+    ranked.push_back(&read);
+    requests.push_back({read.slot, command.answered_as_of_ms});
+  }
+  if (ranked.empty()) return absl::OkStatus();
+  const size_t width = model.engine->config().hidden_size;
+  std::vector<float> queries(ranked.size() * width);
+  std::vector<TopKRequest> top(ranked.size());
+  std::vector<std::vector<ScoredItem>> results;
+  for (size_t i = 0; i < ranked.size(); ++i) {
+    const RecommendCommand& command = *ranked[i]->job->recommend;
+    top[i] = {.query = std::span(queries).subspan(i * width, width),
+              .k = command.k,
+              .excluded = ranked[i]->excluded,
+              .candidates_only = command.candidates_only,
+              .candidates = command.candidates,
+              .eligible = command.eligible,
+              .boost = {}};
+  }
+  absl::Status status = model.engine->backend().Query(requests, std::span(queries));
+  if (IsStateLost(status)) return status;
+  if (status.ok()) status = model.engine->TopK(top, requests, &results);
+  for (size_t i = 0; i < ranked.size(); ++i) {
+    if (status.ok()) {
+      ranked[i]->job->recommend->items = std::move(results[i]);
     } else {
-      ranked.push_back(&read);
-      requests.push_back({read.slot, command.answered_as_of_ms});
+      ranked[i]->job->status = status;
     }
   }
-  if (!ranked.empty()) {
-    const size_t width = model.engine->config().hidden_size;
-    std::vector<float> queries(ranked.size() * width);
-    std::vector<TopKRequest> top(ranked.size());
-    std::vector<std::vector<ScoredItem>> results;
-    for (size_t i = 0; i < ranked.size(); ++i) {
-      const RecommendCommand& command = *ranked[i]->job->recommend;
-      top[i] = {.query = std::span(queries).subspan(i * width, width),
-                .k = command.k,
-                .excluded = ranked[i]->excluded,
-                .candidates_only = command.candidates_only,
-                .candidates = command.candidates,
-                .eligible = command.eligible,
-                .boost = {}};
-    }
-    absl::Status status = model.engine->backend().Query(requests, std::span(queries));
-    if (status.ok()) status = model.engine->TopK(top, requests, &results);
-    for (size_t i = 0; i < ranked.size(); ++i) {
-      if (status.ok()) {
-        ranked[i]->job->recommend->items = std::move(results[i]);
-      } else {
-        ranked[i]->job->status = status;
-      }
-    }
-  }
-  for (const Read& read : reads_) {
-    if (read.model == &model && read.past && read.slot >= 0) {
-      model.engine->backend().Release(read.slot);
-    }
-  }
+  return absl::OkStatus();
 }
 
 void MicroBatch::RankByPopularity(Read* read) {
@@ -613,6 +672,16 @@ void MicroBatch::ReadUser(const UserWork& work, Job* job) {
   });
 }
 
+void MicroBatch::Verify(const UserWork& work, Job* job) {
+  const Resident* resident = deps_.residents->Peek(*work.model, work.user_id);
+  // There is nothing to compare of a state that is lost, or becomes so meanwhile.
+  do {
+    if (resident != nullptr && IsLost(*resident)) resident = nullptr;
+    job->status = VerifyUser(*work.model, *deps_.log, *deps_.states, work.user_id, resident,
+                             &*job->verify_user);
+  } while (IsStateLost(job->status));
+}
+
 void MicroBatch::Count(const RecordCommand& record) const {
   for (const EventOutcome outcome : record.outcomes) {
     switch (outcome) {
@@ -645,18 +714,14 @@ std::vector<Job*> MicroBatch::Finish() {
         std::all_of(work.jobs.begin(), work.jobs.end(), scans)) {
       deps_.residents->Demote(work.resident);
     }
+    const uint64_t version = work.resident == nullptr ? 0 : work.resident->lineage.event_count;
     for (Job* job : work.jobs) {
       if (job->status.ok() && !job->get_user) job->status = work.status;
       if (!job->status.ok()) continue;
       if (job->get_user) ReadUser(work, job);
-      if (job->verify_user) {
-        job->status =
-            VerifyUser(*work.model, *deps_.log, *deps_.states, work.user_id,
-                       deps_.residents->Peek(*work.model, work.user_id), &*job->verify_user);
-      }
+      if (job->verify_user) Verify(work, job);
       if (!job->record) continue;
-      job->record->state_version =
-          work.resident == nullptr ? 0 : work.resident->lineage.event_count;
+      job->record->state_version = version;
       Count(*job->record);
     }
   }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <set>
 #include <span>
 #include <string_view>
@@ -41,6 +42,7 @@ class MicroBatch {
     Residents* residents;
     Retention* retention;  // told of logs that have grown too long
     LatePolicy late_policy = LatePolicy::kRefold;
+    std::function<void()> on_states_lost = nullptr;  // or null
   };
   MicroBatch(const Deps& deps, int64_t now_ms);
 
@@ -115,16 +117,23 @@ class MicroBatch {
   absl::Status UpdateResident(UserWork* work);
   void PrepareRead(UserWork* work, Job* job);
   void PrepareHistoryRead(Job* job);
+  static absl::Status ReadHistoryOf(Read* read);
   // What a read of the past by that field of the request fails with.
   absl::Status PastError(const char* field, const absl::Status& status) const;
   absl::Status PreparePastRead(Read* read);
   static absl::Status ReadFrom(UserHistory history, Read* read);
   void AddRead(Read read);
-  void Fold(const LoadedModel& model);
+  // Folds and ranks, again with what the store rebuilds if states are lost with their device.
+  void Compute(const LoadedModel& model);
+  void Recover(const LoadedModel& model, const absl::Status& lost);
+  // Fails only if states are lost; then nothing has changed.
+  absl::Status Fold(const LoadedModel& model);
   void FailFold(const LoadedModel& model, const absl::Status& status);
-  void Rank(const LoadedModel& model);
+  void PrepareRank(const LoadedModel& model);
+  absl::Status Rank(const LoadedModel& model);  // as Fold
   void RankByPopularity(Read* read);
   void ReadUser(const UserWork& work, Job* job);
+  void Verify(const UserWork& work, Job* job);
   void Count(const RecordCommand& record) const;
   // The time since the last call, or since Execute began.
   absl::Duration Lap();

@@ -62,6 +62,8 @@ struct PipelineDeps {
   Metrics* metrics;
   // Required if there is retention; any worker's thread.
   std::function<absl::Status(std::span<const UserTruncation>)> truncate = nullptr;
+  // Called when states turn out to be lost with their device; any worker's thread. Or null.
+  std::function<void()> on_states_lost = nullptr;
 };
 
 inline constexpr uint64_t kPartitions = 256;

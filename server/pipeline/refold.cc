@@ -32,7 +32,8 @@ absl::StatusOr<bool> Refold::Step() {
     Resident* resident = deps_.residents->Use(*to_, users_[next_]);
     if (resident != nullptr && !resident->pending.empty()) {
       if (absl::Status folded = FoldSome(resident); !folded.ok()) return folded;
-      if (resident->pending.empty()) {
+      resident = deps_.residents->Use(*to_, users_[next_]);
+      if (resident != nullptr && resident->pending.empty()) {
         deps_.metrics->states_refolded->Increment();
         Next();
       }
@@ -79,7 +80,9 @@ absl::Status Refold::FoldSome(Resident* resident) {
   const Run run{resident->slot, std::span(resident->pending).first(count)};
   if (absl::Status folded = to_->engine->backend().Advance({&run, 1}); !folded.ok()) {
     deps_.residents->Drop(resident);
-    return folded;
+    if (!IsStateLost(folded)) return folded;
+    begun_ = false;  // anew, and elsewhere
+    return absl::OkStatus();
   }
   resident->pending.erase(resident->pending.begin(), resident->pending.begin() + count);
   if (resident->pending.empty()) deps_.residents->Folded(resident);

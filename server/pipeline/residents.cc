@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <functional>
+#include <map>
 #include <span>
 #include <utility>
 
+#include "model/engine/new_slot.h"
 #include "server/telemetry/log.h"
 
 namespace tim4rec {
@@ -69,29 +71,24 @@ absl::StatusOr<Loaded> Residents::Load(const ModelHandle& model, std::string_vie
                                        UserHistory history, const StateRecord* checkpoint) {
   MakeRoom();
   Backend& backend = model->engine->backend();
-  absl::StatusOr<Slot> slot = backend.Allocate();
-  if (!slot.ok()) return slot.status();
-
+  absl::StatusOr<Slot> slot = absl::NotFoundError("no checkpoint fits");
   size_t folded = 0;  // by the checkpoint
   Tier tier = Tier::kRebuilt;
   if (checkpoint != nullptr) {
     const bool fits =
         history.checkpoint_folds.has_value() &&
         FoldedFrom(checkpoint->payload, history.base_folds + *history.checkpoint_folds,
-                   backend.state_bytes()) &&
-        backend.Import(*slot, std::as_bytes(std::span(checkpoint->payload))).ok();
-    if (fits) {
+                   backend.state_bytes());
+    if (fits) slot = NewSlot(backend, checkpoint->payload);
+    if (slot.ok()) {
       folded = *history.checkpoint_folds;
       tier = Tier::kStored;
     } else {
       deps_.metrics->stale_checkpoints->Increment();
     }
   }
-
-  if (absl::Status based = ImportBase(tier == Tier::kStored ? "" : history.base, backend, *slot);
-      !based.ok()) {
-    return based;
-  }
+  if (!slot.ok()) slot = NewSlot(backend, history.base);
+  if (!slot.ok()) return slot.status();
   ModelStates& states = models_[model.get()];
   states.model = model;
   const auto [entry, inserted] = states.users.try_emplace(std::string(user_id));
@@ -116,10 +113,8 @@ absl::StatusOr<bool> Residents::Update(Resident* resident, UserHistory history) 
     folded = *history.checkpoint_folds - resident->pending.size();
   } else {
     Backend& backend = resident->model->engine->backend();
-    absl::StatusOr<Slot> slot = backend.Allocate();
+    const absl::StatusOr<Slot> slot = NewSlot(backend, history.base);
     if (!slot.ok()) return slot.status();
-    absl::Status based = ImportBase(history.base, backend, *slot);
-    if (!based.ok()) return based;
     backend.Release(std::exchange(resident->slot, *slot));
   }
   Cover(std::move(history), folded, resident);
@@ -257,16 +252,19 @@ void Residents::FollowLog(uint64_t generation) {
 absl::Status Residents::Put(const std::vector<Resident*>& residents) {
   std::vector<StateRecord> records(residents.size());
   std::vector<UserState> states;
+  std::map<const Backend*, std::vector<StateExport>> exports;
   for (size_t i = 0; i < residents.size(); ++i) {
     const Resident& resident = *residents[i];
-    if (resident.model->unloaded) continue;
     const Backend& backend = resident.model->engine->backend();
+    if (resident.model->unloaded || backend.Lost(resident.slot)) continue;
     records[i].lineage = resident.lineage;
     records[i].payload.resize(backend.state_bytes());
-    absl::Status exported =
-        backend.Export(resident.slot, std::as_writable_bytes(std::span(records[i].payload)));
-    if (!exported.ok()) return exported;
+    exports[&backend].push_back(
+        {resident.slot, std::as_writable_bytes(std::span(records[i].payload))});
     states.push_back({resident.user_id, resident.model->fingerprint(), &records[i]});
+  }
+  for (const auto& [backend, of_backend] : exports) {
+    if (absl::Status exported = backend->ExportAll(of_backend); !exported.ok()) return exported;
   }
   if (states.empty()) return absl::OkStatus();
   absl::Status put = deps_.states->Put(states);
@@ -306,8 +304,15 @@ absl::StatusOr<int64_t> Residents::CheckpointSome() {
     if (static_cast<int64_t>(group.size()) == group_) break;
     group.push_back(resident);
   }
-  if (absl::Status put = Put(group); !put.ok()) return put;
-  for (Resident* resident : group) MarkClean(resident);
+  absl::Status put = Put(group);
+  if (!put.ok() && !IsStateLost(put)) return put;
+  for (Resident* resident : group) {
+    if (IsLost(*resident)) {
+      Drop(resident);
+    } else if (put.ok()) {
+      MarkClean(resident);
+    }
+  }
   return static_cast<int64_t>(group.size());
 }
 

@@ -39,6 +39,11 @@ struct Resident {
   std::list<Resident*>::iterator in_dirty;  // valid if dirty
 };
 
+// Whether its state is lost with the device that held it (Backend::Lost). It may only be dropped.
+inline bool IsLost(const Resident& resident) {
+  return resident.model->engine->backend().Lost(resident.slot);
+}
+
 struct Loaded {
   Resident* resident;
   Tier tier;  // kStored or kRebuilt
@@ -110,8 +115,8 @@ class Residents {
   // Forgets everybody if the log's generation has changed. No resident may be in use.
   void FollowLog(uint64_t generation);
 
-  // Writes up to `group` changed states, those changed first first. Returns how many were taken
-  // off the list of changed ones; a write that fails puts them back.
+  // Writes up to `group` changed states, those changed first first, and drops those of them that
+  // are lost. Returns how many it looked at; a write that fails leaves them on the list.
   absl::StatusOr<int64_t> CheckpointSome();
   int64_t dirty_count() const { return static_cast<int64_t>(dirty_.size()); }
 

@@ -323,8 +323,8 @@ void Worker::RunBatch(const std::vector<Job*>& jobs, bool may_wait) {
     }
     batch.reset();
   };
-  const MicroBatch::Deps deps{deps_.log,   deps_.states, deps_.metrics,
-                              &residents_, &retention_,  options_.late_policy};
+  const MicroBatch::Deps deps{deps_.log,   deps_.states,         deps_.metrics,       &residents_,
+                              &retention_, options_.late_policy, deps_.on_states_lost};
   for (Job* job : jobs) {
     if (DropIfLate(job, now)) continue;
     if (job->delete_user) {

@@ -43,7 +43,7 @@ class GetHandler : public CivetHandler {
 
 struct HttpEndpoint::Rep {
   Rep(const std::vector<std::string>& options, const Metrics* metrics,
-      std::function<bool()> is_ready)
+      std::function<Readiness()> is_ready)
       : metrics_handler([metrics] {
           return Answer{200, "text/plain; version=0.0.4; charset=utf-8", metrics->Text()};
         }),
@@ -51,8 +51,10 @@ struct HttpEndpoint::Rep {
           return Answer{200, "text/plain", "ok\n"};
         }),
         ready_handler([ready = std::move(is_ready)] {
-          return ready() ? Answer{200, "text/plain", "ready\n"}
-                         : Answer{503, "text/plain", "not ready\n"};
+          const Readiness now = ready();
+          return Answer{now.ready ? 200 : 503, "text/plain",
+                        absl::StrCat(now.ready ? "ready" : "not ready",
+                                     now.note.empty() ? "" : "; ", now.note, "\n")};
         }),
         server(options) {
     server.addHandler("/metrics", metrics_handler);
@@ -88,9 +90,8 @@ HttpEndpoint::~HttpEndpoint() {
   closer.join();
 }
 
-absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(const std::string& address,
-                                                                  const Metrics* metrics,
-                                                                  std::function<bool()> ready) {
+absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(
+    const std::string& address, const Metrics* metrics, std::function<Readiness()> ready) {
   try {
     const std::vector<std::string> options = {"listening_ports",    address, "num_threads", "2",
                                               "request_timeout_ms", "5000"};

@@ -11,17 +11,22 @@
 
 namespace tim4rec {
 
+struct Readiness {
+  bool ready = false;
+  std::string note;  // added to the answer; one line
+};
+
 // Listens from Start to destruction, on threads of its own.
 //   /metrics  200, Prometheus text
 //   /healthz  200 while the process runs
-//   /readyz   200 if `ready()`, else 503
+//   /readyz   200 if `ready()` says so, else 503; with its note
 class HttpEndpoint {
  public:
   // `address`: IP:PORT, port 0 picks a free one. UNAVAILABLE if it cannot be bound. `metrics`
   // outlives the endpoint; `ready` is called from any thread.
   static absl::StatusOr<std::unique_ptr<HttpEndpoint>> Start(const std::string& address,
                                                              const Metrics* metrics,
-                                                             std::function<bool()> ready);
+                                                             std::function<Readiness()> ready);
   ~HttpEndpoint();
 
   // IP:PORT with the port that was bound.

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <utility>
 
 namespace tim4rec {
@@ -196,6 +197,47 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
   load_seconds = &stages.Add({{"stage", "load"}}, Seconds());
   fold_seconds = &stages.Add({{"stage", "fold"}}, Seconds());
   rank_seconds = &stages.Add({{"stage", "rank"}}, Seconds());
+  AddDeviceMetrics();
+}
+
+void Metrics::AddDeviceMetrics() {
+  prometheus::Registry& r = *registry_;
+  auto& launches =
+      CounterFamily(r, "tim4rec_device_launches_total", "Launches on a device by kind");
+  auto& rows = CounterFamily(r, "tim4rec_device_rows_total",
+                             "Runs, queries, rankings and states that launches did, by kind");
+  auto& seconds = CounterFamily(r, "tim4rec_device_busy_seconds_total",
+                                "How long a device took for launches, by kind");
+  const auto work = [&](const char* kind) {
+    const std::map<std::string, std::string> labels = {{"kind", kind}};
+    return DeviceWorkCounters{&launches.Add(labels), &rows.Add(labels), &seconds.Add(labels)};
+  };
+  device_fold = work("fold");
+  device_query = work("query");
+  device_rank = work("rank");
+  device_export = work("export");
+  auto& lookups =
+      CounterFamily(r, "tim4rec_device_lookups_total",
+                    "Folds and queries of a backend with a device, by where the state was");
+  lookups_on_device = &lookups.Add({{"memory", "device"}});
+  lookups_in_main_memory = &lookups.Add({{"memory", "main"}});
+  auto& bytes = CounterFamily(r, "tim4rec_device_state_bytes_total",
+                              "States copied to a device and back, in bytes");
+  device_bytes_in = &bytes.Add({{"direction", "in"}});
+  device_bytes_out = &bytes.Add({{"direction", "out"}});
+  states_recovered = &CounterFamily(r, "tim4rec_recovered_states_total",
+                                    "States loaded again because their device was lost")
+                          .Add({});
+  device_states = OneGauge(r, "tim4rec_device_states", "States on a device");
+  device_states_limit =
+      OneGauge(r, "tim4rec_device_states_limit", "States that its free memory leaves room for");
+  overflow_states = OneGauge(r, "tim4rec_overflow_states",
+                             "States in main memory that found no room on a device");
+  device_memory_used_bytes =
+      OneGauge(r, "tim4rec_device_memory_used_bytes", "A device's memory in use, by whomever");
+  device_memory_bytes = OneGauge(r, "tim4rec_device_memory_bytes", "A device's memory");
+  device_lost = OneGauge(r, "tim4rec_device_lost",
+                         "1 once a device has failed: its model is served by the CPU");
 }
 
 Metrics::~Metrics() = default;

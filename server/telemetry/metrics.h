@@ -66,6 +66,7 @@ class Metrics {
 
  private:
   prometheus::Counter& CounterOf(int method, int code);
+  void AddDeviceMetrics();
   // What the process takes of the machine, from /proc/self.
   void UpdateProcess() const;
 
@@ -119,6 +120,27 @@ class Metrics {
   prometheus::Counter* promotions;
   prometheus::Counter* states_refolded;
   prometheus::Gauge* states_to_refold;
+  // Of the devices on which backends compute; all 0 where none does.
+  struct DeviceWorkCounters {
+    prometheus::Counter* launches;
+    prometheus::Counter* rows;
+    prometheus::Counter* seconds;
+  };
+  // tim4rec_device_{launches,rows,busy_seconds}_total{kind}
+  DeviceWorkCounters device_fold, device_query, device_rank, device_export;
+  // tim4rec_device_lookups_total{memory}
+  prometheus::Counter* lookups_on_device;
+  prometheus::Counter* lookups_in_main_memory;
+  // tim4rec_device_state_bytes_total{direction}
+  prometheus::Counter* device_bytes_in;
+  prometheus::Counter* device_bytes_out;
+  prometheus::Counter* states_recovered;
+  prometheus::Gauge* device_states;
+  prometheus::Gauge* device_states_limit;
+  prometheus::Gauge* overflow_states;
+  prometheus::Gauge* device_memory_used_bytes;
+  prometheus::Gauge* device_memory_bytes;
+  prometheus::Gauge* device_lost;
   prometheus::Gauge* corrupt_states;
   prometheus::Gauge* corrupt_bases;
   prometheus::Gauge* resident_users;

@@ -187,6 +187,7 @@ FIRES = {
                              'tim4rec_model_info{fingerprint="y",instance="b:9464"}': "1x90"}, "65m", {"instance": None}),
     "Tim4recPromotionStuck": ({f"tim4rec_model_states_to_refold{{{S}}}": "0 50x60"}, "35m", {}),
     "Tim4recCertificateExpires": ({f"tim4rec_certificate_expiry_timestamp_seconds{{{S}}}": "1200000x90"}, "65m", {}),
+    "Tim4recDeviceLost": ({f"tim4rec_device_lost{{{S}}}": "0 0 1x20"}, "4m", {}),
     "Tim4recSecretsUnusable": ({f'tim4rec_secrets_unusable{{kind="tls",{S}}}': "1x20"}, "6m", {"kind": "tls"}),
 }
 # The same kinds of series in a healthy state: alert → series, where none may fire at the time of FIRES.
@@ -221,6 +222,7 @@ QUIET = {
     "Tim4recPromotionStuck": {f"tim4rec_model_states_to_refold{{{S}}}": "100-1x60"},
     "Tim4recCertificateExpires": {f"tim4rec_certificate_expiry_timestamp_seconds{{{S}}}": "1300000x90",
                                   'tim4rec_certificate_expiry_timestamp_seconds{instance="b:9464"}': "0x90"},
+    "Tim4recDeviceLost": {f"tim4rec_device_lost{{{S}}}": "0x20"},
     "Tim4recSecretsUnusable": {f'tim4rec_secrets_unusable{{kind="tls",{S}}}': "0x20"},
 }
 

@@ -98,8 +98,10 @@ TEST(Metrics, CountsRequestsByMethodAndCode) {
 
 TEST(HttpEndpoint, ServesMetricsHealthAndReadiness) {
   Metrics metrics;
-  std::atomic<bool> ready = false;
-  auto endpoint = HttpEndpoint::Start("127.0.0.1:0", &metrics, [&] { return ready.load(); });
+  std::atomic<bool> ready = false, degraded = false;
+  auto endpoint = HttpEndpoint::Start("127.0.0.1:0", &metrics, [&] {
+    return Readiness{ready.load(), degraded ? "one arm" : ""};
+  });
   ASSERT_TRUE(endpoint.ok()) << endpoint.status();
   const std::string& address = (*endpoint)->address();
   EXPECT_THAT(address, StartsWith("127.0.0.1:"));
@@ -109,16 +111,24 @@ TEST(HttpEndpoint, ServesMetricsHealthAndReadiness) {
   EXPECT_THAT(HttpGet(address, "/readyz"), StartsWith("HTTP/1.1 503"));
   ready = true;
   EXPECT_THAT(HttpGet(address, "/readyz"), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(HttpGet(address, "/readyz"), testing::EndsWith("\r\n\r\nready\n"));
+  degraded = true;
+  EXPECT_THAT(HttpGet(address, "/readyz"), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(HttpGet(address, "/readyz"), HasSubstr("ready; one arm\n"));
   EXPECT_THAT(HttpGet(address, "/other"), StartsWith("HTTP/1.1 404"));
 }
 
 TEST(HttpEndpoint, RefusesAPortInUseAndAnAddressThatIsNone) {
   Metrics metrics;
-  auto first = HttpEndpoint::Start("127.0.0.1:0", &metrics, [] { return true; });
+  auto first = HttpEndpoint::Start("127.0.0.1:0", &metrics, [] { return Readiness{true, {}}; });
   ASSERT_TRUE(first.ok());
-  auto second = HttpEndpoint::Start((*first)->address(), &metrics, [] { return true; });
+  auto second = HttpEndpoint::Start((*first)->address(), &metrics, [] {
+    return Readiness{true, {}};
+  });
   EXPECT_THAT(second.status().ToString(), HasSubstr("metrics_listen: cannot bind"));
-  auto third = HttpEndpoint::Start("not-an-address:1", &metrics, [] { return true; });
+  auto third = HttpEndpoint::Start("not-an-address:1", &metrics, [] {
+    return Readiness{true, {}};
+  });
   EXPECT_FALSE(third.ok());
 }
 
