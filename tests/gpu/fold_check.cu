@@ -119,8 +119,8 @@ class Users {
   int64_t count() const { return static_cast<int64_t>(clocks_.size()); }
 
   // Folds runs of these lengths, of the users in a random order, on both sides and compares all
-  // records.
-  void Fold(const std::vector<int64_t>& lengths) {
+  // records. The launch may have up to `spare` events more.
+  void Fold(const std::vector<int64_t>& lengths, uint64_t spare) {
     std::vector<int64_t> order(lengths.size());
     for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
     std::shuffle(order.begin(), order.end(), random_);
@@ -143,7 +143,7 @@ class Users {
     Buffer device_events(events.size() * sizeof(Event));
     device_events.Write(events.data(), events.size() * sizeof(Event));
     Buffer workspace(device_->FoldWorkspaceBytes());
-    const auto most = static_cast<int32_t>(events.size() + random_() % 3 * random_() % 100);
+    const auto most = static_cast<int32_t>(events.size() + random_() % (spare + 1));
     Require(device_->Fold(device_runs.at<DeviceRun>(), static_cast<int32_t>(runs.size()),
                           device_events.at<Event>(), most, workspace.at(), nullptr));
     Require(cudaDeviceSynchronize());
@@ -249,21 +249,32 @@ void CheckSizes(const Sizes& sizes, int64_t most_users, Random* random) {
   what_now = Describe(sizes);
   const auto users = 1 + static_cast<int64_t>((*random)() % static_cast<uint64_t>(most_users));
   Users both(sizes, users, random);
-  for (int round = 0; round < 2; ++round) both.Fold(RandomLengths(users, 40, random));
+  for (int round = 0; round < 2; ++round) both.Fold(RandomLengths(users, 40, random), 100);
   both.Query(1 + static_cast<int64_t>((*random)() % 20));
 }
 
 // Batches of every kind of launch: one row per block, a few, many; runs longer than a tile.
 void CheckServed(int32_t d, bool large, Random* random) {
-  for (const int64_t users : large ? std::vector<int64_t>{1, 2, 32, 133, 600, 4096}
+  for (const int64_t users : large ? std::vector<int64_t>{1, 2, 32, 133, 600, 1000, 4096}
                                    : std::vector<int64_t>{1, 9, 60, 150}) {
     Sizes sizes = ServedSizes(d);
     sizes.ffn = users != 9;
     what_now = Describe(sizes) + ", " + std::to_string(users) + " users";
     Users both(sizes, users, random);
-    both.Fold(std::vector<int64_t>(static_cast<size_t>(users), 1));
-    both.Fold(RandomLengths(users, 50, random));
+    both.Fold(std::vector<int64_t>(static_cast<size_t>(users), 1), 0);
+    both.Fold(RandomLengths(users, 50, random), 100);
     both.Query(users);
+  }
+}
+
+// Few rows per block on average, so that weights are staged, and one block with a long run.
+void CheckStaged(Random* random) {
+  for (const int64_t longest : {5, 20, 40}) {
+    what_now = "served sizes, a run of " + std::to_string(longest) + " among short ones";
+    Users both(ServedSizes(64), 8, random);
+    std::vector<int64_t> lengths(8, longest == 5 ? 0 : 1);
+    lengths[0] = longest;
+    for (int round = 0; round < 2; ++round) both.Fold(lengths, 0);
   }
 }
 
@@ -278,13 +289,13 @@ void CheckWide(Random* random) {
   sizes.ffn = false;
   what_now = Describe(sizes);
   Users both(sizes, 3, random);
-  both.Fold({1, 0, 3});
+  both.Fold({1, 0, 3}, 0);
   both.Query(2);
 }
 
 int Main(int argc, char** argv) {
   uint64_t seed = std::random_device()();
-  int64_t models = 20;
+  int64_t models = 12;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i];
     if (flag == "--seed") seed = std::strtoull(argv[i + 1], nullptr, 10);
@@ -307,6 +318,7 @@ int Main(int argc, char** argv) {
   host_device::SetSeed(seed);
 #endif
   CheckServed(64, kLarge, &random);
+  CheckStaged(&random);
   std::printf("served sizes: ok\n");
   if (kLarge) CheckServed(256, kLarge, &random);
   CheckWide(&random);

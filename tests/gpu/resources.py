@@ -19,6 +19,7 @@ LIMITS = {
     "model/kernels/cuda/fold_served.cu": {
         "ServedShape, 1, true": FOLD_THREADS * 1,
         "ServedShape, 4, true": FOLD_THREADS * 1,
+        "ServedShape, 8, true": FOLD_THREADS * 1,
         "ServedShape, 16, false": FOLD_THREADS * 2,
     },
 }
@@ -27,7 +28,7 @@ LIMITS = {
 VECTORS = {
     "model/kernels/cuda/fold_served.cu": {
         "ServedShape, 16, false": {"ld.global.cg.v4": 11, "st.global.cg.v4": 11, "ld.global.nc.v4": 4},
-        "ServedShape, 4, true": {"ld.global.cg.v4": 11, "st.global.cg.v4": 11, "cp.async.cg.shared.global": 1},
+        "ServedShape, 8, true": {"ld.global.cg.v4": 11, "st.global.cg.v4": 11, "cp.async.cg.shared.global": 1},
     },
 }
 REGISTERS = 65536
