@@ -1,8 +1,9 @@
 // Folds and queries of fold.h against the scalar truth, byte for byte. A program of its own, built
 // twice: by nvcc for a GPU, and as C++ for the device on the host. Usage:
 //
-//   fold_check [--seed N] [--models N]
+//   fold_check [--seed N] [--models N] [--small 1]
 //
+// --small 1 takes small batches, as on the host: for compute-sanitizer.
 // Exits 1 at the first difference, naming the seed, the sizes and the first byte that differs; 77
 // where no GPU can be used.
 #include <algorithm>
@@ -296,17 +297,20 @@ void CheckWide(Random* random) {
 int Main(int argc, char** argv) {
   uint64_t seed = std::random_device()();
   int64_t models = 12;
+#ifdef TIM4REC_HOST_DEVICE
+  bool large = false;
+#else
+  bool large = true;
+#endif
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i];
     if (flag == "--seed") seed = std::strtoull(argv[i + 1], nullptr, 10);
+    if (flag == "--small") large = false;
     if (flag == "--models") models = std::strtoll(argv[i + 1], nullptr, 10);
   }
   std::printf("fold_check: --seed %llu --models %lld\n", static_cast<unsigned long long>(seed),
               static_cast<long long>(models));
-#ifdef TIM4REC_HOST_DEVICE
-  constexpr bool kLarge = false;
-#else
-  constexpr bool kLarge = true;
+#ifndef TIM4REC_HOST_DEVICE
   if (const cuda::Fault fault = cuda::Describe(cudaFree(nullptr)); fault != nullptr) {
     std::printf("no CUDA device can be used: %s\n", fault);
     return 77;
@@ -317,10 +321,10 @@ int Main(int argc, char** argv) {
 #ifdef TIM4REC_HOST_DEVICE
   host_device::SetSeed(seed);
 #endif
-  CheckServed(64, kLarge, &random);
+  CheckServed(64, large, &random);
   CheckStaged(&random);
   std::printf("served sizes: ok\n");
-  if (kLarge) CheckServed(256, kLarge, &random);
+  if (large) CheckServed(256, large, &random);
   CheckWide(&random);
   std::printf("wide: ok\n");
   for (int64_t i = 0; i < models; ++i) CheckSizes(RandomSizes(&random), 40, &random);

@@ -1,11 +1,11 @@
 // Folding and queries on a device: kernels.h's arithmetic, bit for bit, for batches of users whose
 // records lie in device memory. Plain C++: includers need no CUDA header.
 //
-// All pointers in DeviceRun, DeviceQuery and in the calls are device pointers (or pinned host
-// memory that the device can read and write). Every call starts kernels on the stream and returns:
-// it allocates nothing, waits for nothing and may be captured in a graph, which then reads runs,
-// events and queries anew at every replay. What is wrong with a launch is returned; a fault while
-// it runs is sticky and reported by the runtime's next calls.
+// All pointers in DeviceRun, DeviceQuery and in the calls are device pointers; runs, events and
+// queries may be pinned host memory that the device can read. Every call starts kernels on the
+// stream and returns: it allocates nothing, waits for nothing and may be captured in a graph, which
+// then reads runs, events and queries anew at every replay. What is wrong with a launch is
+// returned; a fault while it runs is sticky and reported by the runtime's next calls.
 //
 // What does not follow the contract (a null or misaligned record, an item outside the table, events
 // that do not lie as described) is undefined: the caller checks, as for kernels::Scan.
