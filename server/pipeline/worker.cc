@@ -25,8 +25,8 @@ constexpr absl::Duration kBulkSlice = absl::Milliseconds(2);
 constexpr absl::Duration kBulkAlone = absl::Milliseconds(20);
 constexpr int64_t kMostBulkRows = 65536;
 
-// What comes within this time after a pause is a burst, and may fill the queue.
-constexpr absl::Duration kBurst = absl::Milliseconds(100);
+// A pause of this length or longer lets a burst of as much work in.
+constexpr absl::Duration kMostBurst = absl::Milliseconds(100);
 constexpr absl::Duration kLeastRetry = absl::Milliseconds(5);
 constexpr absl::Duration kMostRetry = absl::Seconds(5);
 
@@ -53,7 +53,7 @@ Worker::Worker(int index, int64_t capacity, const PipelineOptions& options,
                            ? absl::Now() + options.checkpoint_interval
                            : absl::InfiniteFuture()),
       queue_({options.queue_rows, options.queue_bytes}),
-      last_pause_(absl::Now()),
+      idle_since_(absl::Now()),
       thread_([this] { Run(); }) {}
 
 Worker::~Worker() {
@@ -68,6 +68,9 @@ absl::Status Worker::Submit(Job* job) {
   if (closed_) {
     if (!job->bulk) deps_.metrics->dropped_draining->Increment();
     return absl::UnavailableError("the server is draining; try another one");
+  }
+  if (!job->bulk && std::exchange(idle_, false)) {
+    burst_until_ = job->submitted + std::min(kMostBurst, job->submitted - idle_since_);
   }
   const JobQueue::Refusal refusal =
       queue_.Push(job, job->bulk ? BatchTimes::kUnknown : RowsForNow(job->submitted), &why);
@@ -88,9 +91,8 @@ absl::Status Worker::Submit(Job* job) {
 }
 
 int64_t Worker::RowsForNow(absl::Time now) const {
-  return now - last_pause_ < kBurst
-             ? BatchTimes::kUnknown
-             : online_times_.RowsWithin(options_.queue_delay, FullBatchRows());
+  const absl::Duration burst = std::max(absl::ZeroDuration(), burst_until_ - now);
+  return online_times_.RowsWithin(options_.queue_delay + burst, FullBatchRows());
 }
 
 int64_t Worker::FullBatchRows() const {
@@ -129,7 +131,7 @@ void Worker::Join() {
 bool Worker::Take(absl::Time until, std::vector<Job*>* batch) {
   batch->clear();
   std::unique_lock lock(mutex_);
-  const bool pause = !queue_.has_online();
+  if (!queue_.has_online() && !std::exchange(idle_, true)) idle_since_ = absl::Now();
   while (queue_.empty() && orders_.empty() && offered_.empty() && !closed_) {
     waiting_ = true;
     if (until == absl::InfiniteFuture()) {
@@ -141,7 +143,6 @@ bool Worker::Take(absl::Time until, std::vector<Job*>* batch) {
     waiting_ = false;
   }
   const absl::Time now = absl::Now();
-  if (pause) last_pause_ = now;
   if (queue_.has_online()) last_online_ = now;
   taken_bulk_ = queue_.has_bulk() && (!queue_.has_online() || bulk_owed_ >= kBulkSlice);
   if (taken_bulk_) {

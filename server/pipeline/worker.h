@@ -66,9 +66,10 @@ class Worker {
   // Moves waiting jobs of one lane into `batch`, or waits until there are some or an order, `until`
   // has come or the queue is closed. False once closed and empty.
   bool Take(absl::Time until, std::vector<Job*>* batch);
-  // How many rows of single calls may wait. After a pause, as many as the queue holds: a burst. A
-  // worker that had none for a while gets more than it can do; then as many as make a batch of
-  // queue_delay, so that who is taken waits about that long, and for the batch before.
+  // How many rows of single calls may wait: as many as make a batch of queue_delay, so that who is
+  // taken waits about that long, and for the batch before. A burst after a pause may be done later
+  // by as long as the pause lasted, by 100 ms at most: so a moment without calls, as when threads
+  // that bring them find no core, excuses no more than a moment of them.
   int64_t RowsForNow(absl::Time now) const;
   // Of single calls such as those that wait.
   int64_t FullBatchRows() const;
@@ -126,7 +127,9 @@ class Worker {
   JobSize taken_;             // by the last Take
   bool taken_bulk_ = false;   // which lane that was
   absl::Time last_online_ = absl::InfinitePast();
-  absl::Time last_pause_;  // its end; at first, the start
+  bool idle_ = true;       // no single call has come since Take last found none
+  absl::Time idle_since_;  // that Take; at first, the start
+  absl::Time burst_until_ = absl::InfinitePast();
   std::vector<std::shared_ptr<Order>> orders_;
   std::vector<std::string> offered_;  // for retention_
   size_t to_cut_ = 0;                 // retention_.size() when last looked at

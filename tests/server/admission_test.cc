@@ -101,7 +101,9 @@ TEST_F(Admission, AWorkerWithoutAPauseTakesNoMoreThanItCanDoInTime) {
   options_.queue_delay = absl::Milliseconds(20);
   options_.max_batch = 1;
   Start();
-  // Every job takes 2 ms and brings the next, until one is refused: the worker has no pause.
+  // Every job takes 2 ms and brings, once some are measured, the next, until one is refused: the
+  // worker has no pause.
+  int done = 0;
   std::vector<std::unique_ptr<TestJob>> jobs;  // first by this thread, then by the worker's
   std::atomic<int> open = 0;
   absl::Status refused;
@@ -110,7 +112,7 @@ TEST_F(Admission, AWorkerWithoutAPauseTakesNoMoreThanItCanDoInTime) {
     jobs.push_back(NewRecommend(absl::StrCat("u", jobs.size())));
     jobs.back()->on_complete = [&] {
       absl::SleepFor(absl::Milliseconds(2));
-      if (refused.ok()) next();
+      if (refused.ok() && ++done > 20) next();
       --open;
     };
     ++open;
@@ -128,9 +130,34 @@ TEST_F(Admission, AWorkerWithoutAPauseTakesNoMoreThanItCanDoInTime) {
   ASSERT_TRUE(pipeline_->Drain().ok());
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(metrics_.dropped_queue_full->Value(), 1);
-  // It had 149 others to do, of at least 2 ms each, and some 10 of them within its time.
+  // It had some 130 others to do, of at least 2 ms each, and some 10 of them within its time.
   EXPECT_GE(retry_after, absl::Milliseconds(100));
   for (size_t i = 0; i + 1 < jobs.size(); ++i) EXPECT_TRUE(jobs[i]->status.ok());
+}
+
+TEST_F(Admission, AMomentWithoutCallsDoesNotOpenTheQueue) {
+  options_.queue_delay = absl::Milliseconds(20);
+  options_.max_batch = 1;
+  Start();
+  const auto slow = [&](int i) {
+    auto job = NewRecommend(absl::StrCat("u", i));
+    job->on_complete = [] { absl::SleepFor(absl::Milliseconds(2)); };
+    return job;
+  };
+  for (int i = 0; i < 50; ++i) EXPECT_TRUE(Submit(slow(i))->Wait().status.ok());
+  // The pauses between those calls were moments, this one may be long if the machine is slow: then
+  // as much work as fits into 20 ms and 100 ms is taken, at 2 ms each at least.
+  const auto release = Block();
+  std::vector<std::unique_ptr<TestJob>> taken;
+  for (int i = 0; i < 1000; ++i) {
+    auto job = slow(i);
+    if (pipeline_->Submit(job.get()).ok()) taken.push_back(std::move(job));
+  }
+  EXPECT_GE(taken.size(), 1u);
+  EXPECT_LE(taken.size(), 60u);
+  EXPECT_EQ(metrics_.dropped_queue_full->Value(), 1000 - static_cast<double>(taken.size()));
+  release();
+  for (auto& job : taken) EXPECT_TRUE(job->Wait().status.ok());
 }
 
 }  // namespace
