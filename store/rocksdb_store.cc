@@ -618,13 +618,15 @@ absl::Status RocksDbStore::CheckWritable() {
     probed = use.status.ok() ? rep_->WriteProbe() : use.status;
     // Ends by itself if nothing has failed; opening anew would lose the states not flushed.
     uint64_t errors = 0;
-    if (probed.message() == kWritesStopped &&
-        rep_->db->GetIntProperty("rocksdb.background-errors", &errors) && errors == 0) {
+    if (IsWait(probed) && rep_->db->GetIntProperty("rocksdb.background-errors", &errors) &&
+        errors == 0) {
       return probed;
     }
   }
   return probed.ok() ? probed : rep_->OpenAnew(probed);
 }
+
+bool RocksDbStore::IsWait(const absl::Status& status) { return status.message() == kWritesStopped; }
 
 uint64_t RocksDbStore::generation() const { return rep_->generation.load(); }
 

@@ -119,6 +119,9 @@ class RocksDbStore final : public EventLog, public StateStore {
   // database anew, which waits for other calls and lets them wait. States not flushed are lost
   // then.
   absl::Status CheckWritable();
+  // Whether what CheckWritable returned is no fault: writes wait until compaction has caught up,
+  // and go on by themselves.
+  static bool IsWait(const absl::Status& status);
   StoreStats stats() const;
   // Zeros while the database is closed after an error. Takes RocksDB's lock: not for every call.
   StoreSizes sizes() const;

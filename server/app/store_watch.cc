@@ -1,7 +1,10 @@
 #include "server/app/store_watch.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
+
+#include "absl/time/clock.h"
 
 namespace tim4rec {
 namespace {
@@ -13,6 +16,14 @@ constexpr std::chrono::seconds kWhileWritable(5);
 constexpr std::chrono::seconds kWhileNot(1);
 
 }  // namespace
+
+absl::Status StoreVerdict::Note(const absl::Status& probed, absl::Time now) {
+  const bool waits = RocksDbStore::IsWait(probed);
+  waiting_since_ = waits ? std::min(waiting_since_, now) : absl::InfiniteFuture();
+  if (writable_ && waits && now - waiting_since_ < kPatience) return absl::OkStatus();
+  writable_ = probed.ok();
+  return probed;
+}
 
 StoreWatch::StoreWatch(RocksDbStore* store, std::function<void(const absl::Status&)> on_change)
     : store_(store), on_change_(std::move(on_change)), thread_([this] { Run(); }) {}
@@ -27,6 +38,7 @@ StoreWatch::~StoreWatch() {
 }
 
 void StoreWatch::Run() {
+  StoreVerdict verdict;
   bool writable = true;
   uint64_t failures = store_->stats().append_failures;
   Clock::time_point next = Clock::now() + kWhileWritable;
@@ -35,9 +47,9 @@ void StoreWatch::Run() {
     const bool failed = std::exchange(failures, store_->stats().append_failures) != failures;
     if (Clock::now() < next && !(failed && writable)) continue;
     lock.unlock();
-    const absl::Status probed = store_->CheckWritable();
-    if (std::exchange(writable, probed.ok()) != probed.ok()) on_change_(probed);
-    next = Clock::now() + (writable ? kWhileWritable : kWhileNot);
+    const absl::Status now = verdict.Note(store_->CheckWritable(), absl::Now());
+    if (std::exchange(writable, now.ok()) != now.ok()) on_change_(now);
+    next = Clock::now() + (writable && !verdict.patient() ? kWhileWritable : kWhileNot);
     lock.lock();
   }
 }

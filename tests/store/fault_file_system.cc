@@ -146,6 +146,12 @@ void FaultFileSystem::FailReads(bool fail) {
   fail_reads_ = fail;
 }
 
+void FaultFileSystem::HoldTables(bool hold) {
+  std::lock_guard lock(mutex_);
+  hold_tables_ = hold;
+  tables_go_on_.notify_all();
+}
+
 void FaultFileSystem::FailSyncs(bool fail) {
   std::lock_guard lock(mutex_);
   fail_syncs_ = fail;
@@ -219,7 +225,8 @@ IOStatus FaultFileSystem::NewWritableFile(const std::string& name,
                                           IODebugContext* debug) {
   if (const IOStatus power = CheckPower(); !power.ok()) return power;
   std::unique_ptr<rocksdb::FSWritableFile> file;
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  if (name.ends_with(".sst")) tables_go_on_.wait(lock, [this] { return !hold_tables_; });
   // What had the name keeps its bytes.
   if (!Remember(name).shadow.empty()) std::filesystem::remove(name);
   const IOStatus made = target()->NewWritableFile(name, options, &file, debug);

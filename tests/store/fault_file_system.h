@@ -2,6 +2,7 @@
 #ifndef TIM4REC_TESTS_STORE_FAULT_FILE_SYSTEM_H_
 #define TIM4REC_TESTS_STORE_FAULT_FILE_SYSTEM_H_
 
+#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -34,7 +35,8 @@ class FaultFileSystem final : public rocksdb::FileSystemWrapper {
   void SetFreeBytes(int64_t bytes);
   void FailSyncs(bool fail);
   void FailWrites(bool fail);
-  void FailReads(bool fail);  // of open table files and of new ones
+  void FailReads(bool fail);   // of open table files and of new ones
+  void HoldTables(bool hold);  // who would begin a table file waits meanwhile; not when destroyed
 
   rocksdb::IOStatus NewWritableFile(const std::string& name, const rocksdb::FileOptions& options,
                                     std::unique_ptr<rocksdb::FSWritableFile>* result,
@@ -85,6 +87,8 @@ class FaultFileSystem final : public rocksdb::FileSystemWrapper {
   bool fail_syncs_ = false;
   bool fail_writes_ = false;
   bool fail_reads_ = false;
+  bool hold_tables_ = false;
+  std::condition_variable tables_go_on_;
   int64_t free_bytes_ = -1;
 };
 
