@@ -43,10 +43,8 @@ namespace {
 // How long clients have to see that their connections end.
 constexpr std::chrono::milliseconds kGoodbye(200);
 
-// Until when a connection has to speak HTTP/2, and how often a silent one is asked whether its peer
-// is still there: else a descriptor each is held for two minutes, and for two hours.
+// Until when a connection has to speak HTTP/2: else a descriptor each is held for two minutes.
 constexpr int kHandshakeMs = 10'000;
-constexpr int kKeepaliveMs = 60'000;
 
 // In gRPC's health service: NOT_SERVING once the device is lost, though the server serves.
 constexpr char kDeviceHealth[] = "tim4rec.device";
@@ -80,7 +78,13 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
                              static_cast<int>(config.limits.max_connection_calls));
   builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeMs);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  // A silent connection is asked whether its peer is still there, also one without calls, and as
+  // often as it is silent: by default gRPC asks twice, and nobody who has no call.
+  const auto keepalive_ms = static_cast<int>(config.server.keepalive_ms);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, keepalive_ms);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, std::max(1, keepalive_ms / 3));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   if (!config.server.reflection) builder.SetOption(std::make_unique<WithoutReflection>());
   // Two servers on one port would share its connections at random.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
@@ -95,8 +99,8 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(
 
 RequestLimits LimitsOf(const ServerConfig& config) {
   return {config.limits.max_clock_skew_ms, config.limits.max_interactions,
-          config.limits.max_item_ids, config.limits.max_stream_batches,
-          config.limits.client_metadata};
+          config.limits.max_item_ids,      config.limits.max_stream_batches,
+          config.limits.max_stream_bytes,  config.limits.client_metadata};
 }
 
 RetentionPolicy RetentionOf(const ServerConfig& config) {

@@ -51,6 +51,7 @@ void VisitKeys(Config& c, Visitor&& visit) {
   visit("limits.max_item_ids", c.limits.max_item_ids);
   visit("limits.max_message_bytes", c.limits.max_message_bytes);
   visit("limits.max_stream_batches", c.limits.max_stream_batches);
+  visit("limits.max_stream_bytes", c.limits.max_stream_bytes);
   visit("limits.client_metadata", c.limits.client_metadata);
   visit("limits.max_connection_calls", c.limits.max_connection_calls);
   visit("tls.certificate", c.tls.certificate);
@@ -58,6 +59,7 @@ void VisitKeys(Config& c, Visitor&& visit) {
   visit("tls.client_ca", c.tls.client_ca);
   visit("auth.tokens_file", c.auth.tokens_file);
   visit("server.drain_timeout_ms", c.server.drain_timeout_ms);
+  visit("server.keepalive_ms", c.server.keepalive_ms);
   visit("server.reflection", c.server.reflection);
   visit("log.level", c.log.level);
 }
@@ -188,8 +190,10 @@ absl::Status ServerConfig::Validate() const {
   range("limits.max_item_ids", limits.max_item_ids, 1, 1 << 24);
   range("limits.max_message_bytes", limits.max_message_bytes, 1024, 1 << 30);
   range("limits.max_stream_batches", limits.max_stream_batches, 1, 65536);
+  range("limits.max_stream_bytes", limits.max_stream_bytes, 1024, kTebi);
   range("limits.max_connection_calls", limits.max_connection_calls, 1, 1 << 24);
   range("server.drain_timeout_ms", server.drain_timeout_ms, 0, kYearMs);
+  range("server.keepalive_ms", server.keepalive_ms, 100, 86'400'000);
   if (pipeline.late_policy != "refold" && pipeline.late_policy != "append" &&
       pipeline.late_policy != "reject") {
     faults.push_back(absl::StrCat("pipeline.late_policy: \"", pipeline.late_policy,
@@ -240,13 +244,11 @@ std::string ServerConfig::ToYaml() const {
 std::string_view DefaultConfigYaml() { return kDefaultYaml; }
 
 bool ChangesAtRunTime(std::string_view key) {
-  static const auto& keys = *new std::set<std::string_view>{"limits.max_clock_skew_ms",
-                                                            "limits.max_interactions",
-                                                            "limits.max_item_ids",
-                                                            "limits.max_stream_batches",
-                                                            "limits.client_metadata",
-                                                            "server.drain_timeout_ms",
-                                                            "log.level"};
+  static const auto& keys =
+      *new std::set<std::string_view>{"limits.max_clock_skew_ms", "limits.max_interactions",
+                                      "limits.max_item_ids",      "limits.max_stream_batches",
+                                      "limits.max_stream_bytes",  "limits.client_metadata",
+                                      "server.drain_timeout_ms",  "log.level"};
   return keys.contains(key);
 }
 

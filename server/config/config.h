@@ -52,6 +52,7 @@ struct ServerConfig {
     int64_t max_item_ids = 10000;
     int64_t max_message_bytes = 4194304;
     int64_t max_stream_batches = 8;
+    int64_t max_stream_bytes = 268435456;
     std::string client_metadata;
     int64_t max_connection_calls = 1000;
   } limits;
@@ -68,6 +69,7 @@ struct ServerConfig {
 
   struct Server {
     int64_t drain_timeout_ms = 30000;
+    int64_t keepalive_ms = 60000;
     bool reflection = true;
   } server;
 

@@ -21,12 +21,13 @@ constexpr std::chrono::milliseconds kRetryDelay(2);
 
 }  // namespace
 
-BatchStream::BatchStream(const ServiceDeps& deps, OpenStreams* streams,
+BatchStream::BatchStream(const ServiceDeps& deps, OpenStreams* streams, StreamMemory* memory,
                          grpc::CallbackServerContext* context, Method method, std::string instead)
     : deps_(deps),
       deadline_(absl::FromChrono(context->deadline())),
       client_(ClientKey(*context, deps.limits->now().client_metadata)),
       streams_(*streams),
+      memory_(*memory),
       context_(context),
       opened_(absl::Now()),
       credential_(deps.access->CredentialOf(*context)),
@@ -49,6 +50,10 @@ void BatchStream::RetryLater(std::function<void()> again) {
   retry_ = std::make_unique<grpc::Alarm>();
   retry_->Set(std::chrono::system_clock::now() + kRetryDelay,
               [again = std::move(again)](bool) { again(); });
+}
+
+bool BatchStream::HasRoom() const {
+  return memory_.HasRoom(client_, deps_.limits->now().max_stream_bytes);
 }
 
 void BatchStream::CheckAccess() {

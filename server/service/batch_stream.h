@@ -17,6 +17,7 @@
 #include "absl/time/time.h"
 #include "server/service/open_streams.h"
 #include "server/service/service_deps.h"
+#include "server/service/stream_memory.h"
 
 namespace tim4rec {
 
@@ -31,13 +32,17 @@ class BatchStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
 
  protected:
   // `method` is counted; `instead`: what a client does about what a drain leaves unanswered.
-  BatchStream(const ServiceDeps& deps, OpenStreams* streams, grpc::CallbackServerContext* context,
-              Method method, std::string instead);
+  BatchStream(const ServiceDeps& deps, OpenStreams* streams, StreamMemory* memory,
+              grpc::CallbackServerContext* context, Method method, std::string instead);
 
   void OnCancel() override;
 
   // Calls `again` after about one micro-batch, from any thread. One at a time.
   void RetryLater(std::function<void()> again);
+
+  // Whether limits.max_stream_bytes leaves this stream's client room for more. Any thread.
+  bool HasRoom() const;
+  StreamMemory::Held Hold(int64_t bytes) { return memory_.Hold(client_, bytes); }
 
   // All below: with `mutex_` held.
 
@@ -84,6 +89,7 @@ class BatchStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
   void OnDone() final;
 
   OpenStreams& streams_;
+  StreamMemory& memory_;
   grpc::CallbackServerContext* const context_;
   const absl::Time opened_;
   const Credential credential_;

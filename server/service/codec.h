@@ -21,6 +21,7 @@ struct RequestLimits {
   int64_t max_interactions = 10'000;
   int64_t max_item_ids = 10'000;
   int64_t max_stream_batches = 8;
+  int64_t max_stream_bytes = 268'435'456;
   std::string client_metadata = {};  // see ClientKey
 
   bool operator==(const RequestLimits&) const = default;

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/pipeline/job_queue.h"
 #include "server/service/batch_stream.h"
 #include "server/service/parse.h"
 #include "server/service/status.h"
@@ -42,22 +43,31 @@ struct Batch {
   std::atomic<size_t> left = 1;  // jobs to be completed, and one until all are submitted
   absl::Status status;           // of the batch as a whole
   bool done = false;             // guarded by the stream
+  StreamMemory::Held held;
 
   // Whether that was the last one.
   bool Release() { return left.fetch_sub(1, std::memory_order_acq_rel) == 1; }
 };
 
+// Its place, its interactions and what is answered for them.
+int64_t BytesOf(const EntryJob& job) {
+  size_t bytes = sizeof job - sizeof(Job) + job.rejections.capacity() * sizeof(std::string) +
+                 job.record->events.size() * sizeof(EventOutcome);
+  for (const std::string& rejection : job.rejections) bytes += rejection.size();
+  return SizeOf(job).bytes + static_cast<int64_t>(bytes);
+}
+
 }  // namespace
 
 // What is read is decoded and submitted by gRPC's threads; the worker that completes a batch writes
 // its answer, or leaves that to whoever completes the batch before it. Nothing is read while a
-// batch waits for room in a queue, or while `max_stream_batches` are unanswered: gRPC's flow
-// control then holds back the client.
+// message waits for memory or a batch for room in a queue, or while `max_stream_batches` are
+// unanswered: gRPC's flow control then holds back the client.
 class InteractionStream final : public BatchStream {
  public:
-  InteractionStream(const ServiceDeps& deps, OpenStreams* streams,
+  InteractionStream(const ServiceDeps& deps, OpenStreams* streams, StreamMemory* memory,
                     grpc::CallbackServerContext* context)
-      : BatchStream(deps, streams, context, Method::kStreamInteractions,
+      : BatchStream(deps, streams, memory, context, Method::kStreamInteractions,
                     "send what it has not answered to another one") {}
 
   void OnBatchDone(Batch* batch);
@@ -66,6 +76,8 @@ class InteractionStream final : public BatchStream {
   void OnReadDone(bool ok) override;
   void OnCancel() override;
 
+  // Decodes what was read and submits it, at once or as there is memory for it.
+  void TakeMessage();
   std::unique_ptr<Batch> Decode();
   // Hands the batch's jobs to the pipeline, at once or as there is room.
   void SubmitJobs(Batch* batch);
@@ -116,6 +128,13 @@ void InteractionStream::OnReadDone(bool ok) {
     if (ending_) return Step();
     taking_ = true;
   }
+  TakeMessage();
+}
+
+void InteractionStream::TakeMessage() {
+  if (!HasRoom() && !cancelled_.load(std::memory_order_relaxed)) {
+    return RetryLater([this] { TakeMessage(); });
+  }
   std::unique_ptr<Batch> decoded = Decode();
   Batch* batch = decoded.get();
   {
@@ -146,6 +165,7 @@ std::unique_ptr<Batch> InteractionStream::Decode() {
   batch->status = faults.ToStatus();
   if (!batch->status.ok()) return batch;
   int64_t rejected = 0;
+  auto bytes = static_cast<int64_t>(sizeof *batch);
   for (int u = 0; u < request->users_size(); ++u) {
     EntryJob& job = batch->jobs.emplace_back();
     job.stream = this;
@@ -160,7 +180,9 @@ std::unique_ptr<Batch> InteractionStream::Decode() {
     if (!broken.empty()) context.path = absl::StrCat("users[", u, "].");
     DecodeBatchEntry(request->users(u), context, &*job.record, &job.rejections);
     for (const std::string& rejection : job.rejections) rejected += !rejection.empty();
+    bytes += BytesOf(job);
   }
+  batch->held = Hold(bytes);
   deps_.metrics->events_rejected->Increment(static_cast<double>(rejected));
   batch->left += batch->jobs.size();
   return batch;
@@ -225,8 +247,9 @@ void InteractionStream::OnCancel() {
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* OpenInteractionStream(
-    const ServiceDeps& deps, OpenStreams* streams, grpc::CallbackServerContext* context) {
-  auto* stream = new InteractionStream(deps, streams, context);
+    const ServiceDeps& deps, OpenStreams* streams, StreamMemory* memory,
+    grpc::CallbackServerContext* context) {
+  auto* stream = new InteractionStream(deps, streams, memory, context);
   streams->Add(stream);
   return stream;
 }

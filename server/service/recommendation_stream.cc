@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/pipeline/job_queue.h"
 #include "server/service/batch_stream.h"
 #include "server/service/parse.h"
 #include "server/service/status.h"
@@ -42,7 +43,14 @@ struct UserJob final : Job {
   RecommendationStream* stream = nullptr;
   absl::Time start;
   bool done = false;  // guarded by the stream
+  StreamMemory::Held held;
 };
+
+// Its place, its options and its answer.
+int64_t BytesOf(const UserJob& job) {
+  const size_t bytes = sizeof job - sizeof(Job) + job.recommend->k * sizeof(ScoredItem);
+  return SizeOf(job).bytes + static_cast<int64_t>(bytes);
+}
 
 // What is not yet submitted.
 struct PendingUser {
@@ -53,13 +61,13 @@ struct PendingUser {
 }  // namespace
 
 // A message is read when all users of the one before are in the pipeline, and users go there while
-// fewer than MostInFlight are there or wait to be written: gRPC's flow control then holds back a
-// client that writes faster than it is answered, or does not read.
+// fewer than MostInFlight are there or wait to be written, and there is memory for them: gRPC's
+// flow control then holds back a client that writes faster than it is answered, or does not read.
 class RecommendationStream final : public BatchStream {
  public:
-  RecommendationStream(const ServiceDeps& deps, OpenStreams* streams,
+  RecommendationStream(const ServiceDeps& deps, OpenStreams* streams, StreamMemory* memory,
                        grpc::CallbackServerContext* context)
-      : BatchStream(deps, streams, context, Method::kRecommendBatch,
+      : BatchStream(deps, streams, memory, context, Method::kRecommendBatch,
                     "ask another one for the users that it has not answered") {}
 
   void OnUserDone(UserJob* job) {
@@ -80,6 +88,7 @@ class RecommendationStream final : public BatchStream {
   absl::Status TakeOptions(const v1::RecommendRequest& options, const BrokenText& broken);
   // Those of a stream that ends are forgotten.
   void SubmitUsers();
+  void SubmitLater();
   void WriteAnswer();
   void CountUser(const UserJob& job) {
     const absl::Duration took = absl::Now() - job.start;
@@ -92,7 +101,7 @@ class RecommendationStream final : public BatchStream {
   RecommendCommand options_;
   std::deque<PendingUser> pending_;
   std::deque<std::unique_ptr<UserJob>> users_;  // in the order of the stream
-  bool retrying_ = false;                       // a queue was full
+  bool retrying_ = false;                       // a queue, or memory, was full
   bool read_all_ = false;                       // the client sends no more
 };
 
@@ -177,6 +186,7 @@ absl::Status RecommendationStream::TakeOptions(const v1::RecommendRequest& optio
 void RecommendationStream::SubmitUsers() {
   if (ending_) pending_.clear();
   while (!retrying_ && !pending_.empty() && users_.size() < MostInFlight(options_)) {
+    if (!HasRoom()) return SubmitLater();
     PendingUser& next = pending_.front();
     auto job = std::make_unique<UserJob>();
     job->stream = this;
@@ -187,18 +197,11 @@ void RecommendationStream::SubmitUsers() {
     job->bulk = true;
     job->client = client_;
     job->recommend = options_;
+    job->held = Hold(BytesOf(*job));
     absl::Status taken = next.fault.empty()
                              ? deps_.pipeline->Submit(job.get())
                              : absl::InvalidArgumentError(absl::StrCat("user_id: ", next.fault));
-    if (absl::IsResourceExhausted(taken)) {
-      retrying_ = true;
-      RetryLater([this] {
-        std::lock_guard lock(mutex_);
-        retrying_ = false;
-        Step();
-      });
-      return;
-    }
+    if (absl::IsResourceExhausted(taken)) return SubmitLater();
     // A job that was taken is the worker's; it completes under the lock, once it is in the list.
     if (!taken.ok()) {
       job->status = std::move(taken);
@@ -207,6 +210,15 @@ void RecommendationStream::SubmitUsers() {
     users_.push_back(std::move(job));
     pending_.pop_front();
   }
+}
+
+void RecommendationStream::SubmitLater() {
+  retrying_ = true;
+  RetryLater([this] {
+    std::lock_guard lock(mutex_);
+    retrying_ = false;
+    Step();
+  });
 }
 
 void RecommendationStream::WriteAnswer() {
@@ -236,8 +248,9 @@ void RecommendationStream::OnBroken() {
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* OpenRecommendationStream(
-    const ServiceDeps& deps, OpenStreams* streams, grpc::CallbackServerContext* context) {
-  auto* stream = new RecommendationStream(deps, streams, context);
+    const ServiceDeps& deps, OpenStreams* streams, StreamMemory* memory,
+    grpc::CallbackServerContext* context) {
+  auto* stream = new RecommendationStream(deps, streams, memory, context);
   streams->Add(stream);
   return stream;
 }

@@ -7,12 +7,14 @@
 
 #include "server/service/open_streams.h"
 #include "server/service/service_deps.h"
+#include "server/service/stream_memory.h"
 
 namespace tim4rec {
 
 // The reactor of a new stream, which is one of `streams` and deletes itself.
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* OpenRecommendationStream(
-    const ServiceDeps& deps, OpenStreams* streams, grpc::CallbackServerContext* context);
+    const ServiceDeps& deps, OpenStreams* streams, StreamMemory* memory,
+    grpc::CallbackServerContext* context);
 
 }  // namespace tim4rec
 

@@ -271,12 +271,12 @@ grpc::ServerUnaryReactor* RecommenderService::RecommendForHistory(
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* RecommenderService::StreamInteractions(
     grpc::CallbackServerContext* context) {
-  return OpenInteractionStream(deps_, &streams_, context);
+  return OpenInteractionStream(deps_, &streams_, &memory_, context);
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* RecommenderService::RecommendBatch(
     grpc::CallbackServerContext* context) {
-  return OpenRecommendationStream(deps_, &streams_, context);
+  return OpenRecommendationStream(deps_, &streams_, &memory_, context);
 }
 
 grpc::ServerUnaryReactor* RecommenderService::GetUser(grpc::CallbackServerContext* context,

@@ -8,6 +8,7 @@
 
 #include "server/service/open_streams.h"
 #include "server/service/service_deps.h"
+#include "server/service/stream_memory.h"
 #include "tim4rec/v1/recommender.grpc.pb.h"
 
 namespace tim4rec {
@@ -26,7 +27,8 @@ class RecommenderService final
                                   v1::Recommender::WithRawCallbackMethod_DeleteUser<
                                       v1::Recommender::Service>>>>>>>> {
  public:
-  explicit RecommenderService(ServiceDeps deps) : deps_(std::move(deps)) {}
+  explicit RecommenderService(ServiceDeps deps)
+      : deps_(std::move(deps)), memory_(deps_.metrics->stream_bytes) {}
 
   // Calls and streams that have begun and not ended. Any thread.
   int64_t in_flight() const { return in_flight_.load() + streams_.open(); }
@@ -60,6 +62,7 @@ class RecommenderService final
  private:
   const ServiceDeps deps_;
   std::atomic<int64_t> in_flight_ = 0;
+  StreamMemory memory_;
   OpenStreams streams_;
 };
 

@@ -142,6 +142,8 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
   resident_users_limit = OneGauge(r, "tim4rec_resident_users_limit", "States that memory may hold");
   loaded_models =
       OneGauge(r, "tim4rec_loaded_models", "Models in memory, the serving one included");
+  stream_bytes =
+      OneGauge(r, "tim4rec_stream_bytes", "Memory of what streams have read and not yet answered");
   ready = OneGauge(r, "tim4rec_ready", "1 while the server takes requests");
   unclean_starts = OneGauge(r, "tim4rec_unclean_starts",
                             "Starts in a row, this one included, after a run that did not drain");

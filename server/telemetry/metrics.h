@@ -146,6 +146,7 @@ class Metrics {
   prometheus::Gauge* resident_users;
   prometheus::Gauge* resident_users_limit;
   prometheus::Gauge* loaded_models;
+  prometheus::Gauge* stream_bytes;
   prometheus::Gauge* ready;
   prometheus::Gauge* unclean_starts;
   prometheus::Gauge* store_writable;

@@ -29,7 +29,7 @@ from server_process import ServerProcess  # noqa: E402
 MOST_MIB = 448
 DESCRIPTORS = 256  # soft limit that the server starts with: it raises it
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, END_HEADERS = 1, 4
 RECOMMEND = "/tim4rec.v1.Recommender/Recommend"
 

@@ -359,5 +359,84 @@ TEST_F(Streams, AnyOrderAnyRepeatsAnyRestartsEqualThePlainFold) {
   }
 }
 
+// Bytes of the largest batch of the test below; how many streams it has.
+constexpr int64_t kBatchBytes = 512 << 10;
+constexpr int kStreams = 6;
+
+TEST_F(Streams, HoldNoMoreMemoryTogetherThanAllowed) {
+  constexpr int64_t kMost = 4 * kBatchBytes;
+  constexpr int kBatches = 8;
+  constexpr int kUsers = 400;
+  Serve({.max_stream_bytes = kMost});
+  const auto release = Block();
+  std::vector<v1::StreamInteractionsRequest> batches(kBatches);
+  for (int b = 0; b < kBatches; ++b) {
+    batches[b].set_sequence(b);
+    for (int u = 0; u < kUsers; ++u) {
+      AddEntry(absl::StrCat("user", u), {At(b + 1, "item1")}, &batches[b]);
+    }
+  }
+  std::vector<std::thread> clients;
+  std::atomic<int> answered = 0;
+  for (int c = 0; c < kStreams; ++c) {
+    clients.emplace_back([&] {
+      grpc::Status status;
+      answered += static_cast<int>(Send(batches, &status).size());
+      EXPECT_TRUE(status.ok()) << status.error_message();
+    });
+  }
+  // Nothing is done, so what is read stays; one client alone is given half.
+  WaitUntil([&] { return metrics_.stream_bytes->Value() >= kMost / 2; });
+  const double held = metrics_.stream_bytes->Value();
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  // Each of gRPC's threads may have found room before another took it.
+  EXPECT_LE(metrics_.stream_bytes->Value(), kMost / 2 + kStreams * kBatchBytes);
+  EXPECT_GT(held / kBatchBytes, 0);
+  EXPECT_LT(decoded_, kStreams * kBatches);
+  release();
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(answered, kStreams * kBatches);
+  WaitUntil([&] { return metrics_.stream_bytes->Value() == 0; });
+  EXPECT_EQ(metrics_.events_applied->Value(), kBatches * kUsers);
+  EXPECT_EQ(metrics_.events_duplicate->Value(), (kStreams - 1) * kBatches * kUsers);
+}
+
+TEST_F(Streams, ALargeBatchIsTakenWhereNothingIsHeld) {
+  Serve({.max_stream_bytes = 1024});
+  std::vector<v1::StreamInteractionsRequest> batches(3);
+  for (int u = 0; u < 100; ++u) {
+    for (auto& batch : batches) AddEntry(absl::StrCat("user", u), {At(u, "item1")}, &batch);
+  }
+  grpc::Status status;
+  EXPECT_EQ(Send(batches, &status).size(), 3u);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(metrics_.events_applied->Value(), 100);
+}
+
+TEST_F(Streams, ACancelledStreamThatWaitsForMemoryHoldsNothing) {
+  Serve({.max_stream_bytes = 1024});
+  const auto release = Block();
+  grpc::ClientContext first_context;
+  auto first = Open(&first_context);
+  first->Write(Batch(1, "user", {At(1, "item1")}));
+  WaitUntil([this] { return metrics_.stream_bytes->Value() > 1024 / 2; });
+  const double held = metrics_.stream_bytes->Value();
+  grpc::ClientContext second_context;
+  auto second = Open(&second_context);
+  second->Write(Batch(1, "user", {At(2, "item1")}));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_EQ(metrics_.stream_bytes->Value(), held);
+  second_context.TryCancel();
+  EXPECT_EQ(second->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  WaitUntil([this] { return service_->in_flight() == 1; });
+  release();
+  first->WritesDone();
+  v1::StreamInteractionsResponse answer;
+  EXPECT_TRUE(first->Read(&answer));
+  EXPECT_TRUE(first->Finish().ok());
+  WaitUntil([this] { return metrics_.stream_bytes->Value() == 0; });
+  EXPECT_EQ(metrics_.events_applied->Value(), 1);
+}
+
 }  // namespace
 }  // namespace tim4rec
