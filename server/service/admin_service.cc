@@ -4,18 +4,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "server/service/admin_requests.h"
 #include "server/service/call_metadata.h"
-#include "server/service/codec.h"
 #include "server/service/status.h"
 
 namespace tim4rec {
 namespace {
-
-absl::Status Required(const char* field, const std::string& value) {
-  Violations faults;
-  if (value.empty()) faults.Add(field, "is empty");
-  return faults.ToStatus();
-}
 
 void EncodeModel(const LoadedModel& model, const Models& models, v1::Model* encoded) {
   encoded->set_version(model.version);
@@ -79,7 +73,7 @@ grpc::Status AdminService::LoadModel(grpc::ServerContext* context,
                                      const v1::LoadModelRequest* request,
                                      v1::LoadModelResponse* response) {
   return Answer(context, Method::kLoadModel, [&]() -> absl::Status {
-    if (absl::Status given = Required("directory", request->directory()); !given.ok()) return given;
+    if (absl::Status right = CheckRequest(*request); !right.ok()) return right;
     auto loaded = deps_.swap->Load(request->directory(), request->name(), request->backend());
     if (!loaded.ok()) return loaded.status();
     EncodeModel(**loaded, *deps_.service.models, response->mutable_model());
@@ -91,7 +85,7 @@ grpc::Status AdminService::PromoteModel(grpc::ServerContext* context,
                                         const v1::PromoteModelRequest* request,
                                         v1::PromoteModelResponse* response) {
   return Answer(context, Method::kPromoteModel, [&]() -> absl::Status {
-    if (absl::Status given = Required("version", request->version()); !given.ok()) return given;
+    if (absl::Status right = CheckRequest(*request); !right.ok()) return right;
     auto promoted = deps_.swap->Promote(request->version(), [&] { return context->IsCancelled(); });
     if (!promoted.ok()) return promoted.status();
     EncodeModel(*promoted->model, *deps_.service.models, response->mutable_model());
@@ -104,7 +98,7 @@ grpc::Status AdminService::UnloadModel(grpc::ServerContext* context,
                                        const v1::UnloadModelRequest* request,
                                        v1::UnloadModelResponse*) {
   return Answer(context, Method::kUnloadModel, [&]() -> absl::Status {
-    if (absl::Status given = Required("version", request->version()); !given.ok()) return given;
+    if (absl::Status right = CheckRequest(*request); !right.ok()) return right;
     return deps_.swap->Unload(request->version());
   });
 }
@@ -113,12 +107,7 @@ grpc::Status AdminService::VerifyUser(grpc::ServerContext* context,
                                       const v1::VerifyUserRequest* request,
                                       v1::VerifyUserResponse* response) {
   return Answer(context, Method::kVerifyUser, [&]() -> absl::Status {
-    Violations faults;
-    if (request->user_id().empty() || request->user_id().size() > kMostIdBytes) {
-      faults.Add("user_id", absl::StrCat("has ", request->user_id().size(), " bytes (1 to ",
-                                         kMostIdBytes, ")"));
-      return faults.ToStatus();
-    }
+    if (absl::Status right = CheckRequest(*request); !right.ok()) return right;
     const auto model = deps_.service.models->Find(request->model());
     if (!model.ok()) return model.status();
     WaitedJob job;
@@ -141,12 +130,7 @@ grpc::Status AdminService::CreateBackup(grpc::ServerContext* context,
                                         const v1::CreateBackupRequest* request,
                                         v1::CreateBackupResponse* response) {
   return Answer(context, Method::kCreateBackup, [&]() -> absl::Status {
-    Violations faults;
-    if (request->directory().empty() || request->directory().front() != '/') {
-      faults.Add("directory", absl::StrCat("\"", request->directory(),
-                                           "\" is not an absolute path on the server"));
-      return faults.ToStatus();
-    }
+    if (absl::Status right = CheckRequest(*request); !right.ok()) return right;
     const auto backup = deps_.create_backup(request->directory());
     if (!backup.ok()) return backup.status();
     response->set_files(backup->files);
@@ -165,12 +149,8 @@ grpc::Status AdminService::GetConfig(grpc::ServerContext* context, const v1::Get
 
 grpc::Status AdminService::Drain(grpc::ServerContext* context, const v1::DrainRequest* request,
                                  v1::DrainResponse*) {
-  return Answer(context, Method::kDrain, [&] {
-    Violations faults;
-    if (request->timeout_ms() < 0) {
-      faults.Add("timeout_ms", absl::StrCat(request->timeout_ms(), " is negative"));
-      return faults.ToStatus();
-    }
+  return Answer(context, Method::kDrain, [&]() -> absl::Status {
+    if (absl::Status right = CheckRequest(*request); !right.ok()) return right;
     deps_.drain(request->timeout_ms() == 0 ? deps_.drain_timeout()
                                            : absl::Milliseconds(request->timeout_ms()));
     return absl::OkStatus();

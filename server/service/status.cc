@@ -12,7 +12,9 @@ namespace {
 
 constexpr char kTypePrefix[] = "type.googleapis.com/";
 constexpr size_t kMostMessageBytes = 2000;
-constexpr size_t kMostViolations = 16;  // details travel in HTTP/2 headers, which are limited
+// Details travel in HTTP/2 headers too.
+constexpr size_t kMostViolations = 16;
+constexpr size_t kMostDescriptionBytes = 200;
 
 template <typename Message>
 void SetPayload(const Message& message, absl::Status* status) {
@@ -28,6 +30,10 @@ std::string Cut(absl::string_view text, size_t limit) {
 }
 
 }  // namespace
+
+void Violations::Add(std::string field, std::string description) {
+  faults_.emplace_back(std::move(field), Cut(description, kMostDescriptionBytes));
+}
 
 absl::Status Violations::ToStatus() const {
   if (faults_.empty()) return absl::OkStatus();

@@ -17,9 +17,8 @@ namespace tim4rec {
 class Violations {
  public:
   // `field`: its path in the request. `description`: what is wrong, and the limit.
-  void Add(std::string field, std::string description) {
-    faults_.emplace_back(std::move(field), std::move(description));
-  }
+  // Cut after 200 bytes, since it may repeat what the client sent.
+  void Add(std::string field, std::string description);
   bool empty() const { return faults_.empty(); }
 
   // OK if empty; else INVALID_ARGUMENT with all faults in the message and a google.rpc.BadRequest

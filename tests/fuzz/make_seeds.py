@@ -106,6 +106,21 @@ def requests():
         write("requests", name, bytes([call]) + content)
 
 
+def admin_requests():
+    """One request of each call, by the first byte of admin_requests_fuzz.cc, then faulty ones."""
+    version = message((1, "m@00112233445566778899aabbccddeeff"))
+    for call, name, content in [
+        (0, "load", message((1, "/models/m"), (2, "name"), (3, "cpu"))), (1, "promote", version), (2, "unload", version),
+        (3, "verify", message((1, "u"), (2, "m@0"))), (4, "backup", message((1, "/backups/b"))),
+        (5, "drain", message((1, 30_000))), (6, "list", b""), (7, "config", b""),
+        (0, "no_directory", message((2, "name" * 30))), (0, "zero_byte", message((1, "/models\0/m"))),
+        (1, "broken_text", message((1, b"\xff\xfe"))), (2, "nothing", b""), (3, "long_id", message((1, "u" * 257))),
+        (4, "relative", message((1, "b" * 3000))), (4, "long_characters", message((1, "\u20ac" * 1000))),
+        (5, "negative", message((1, -1))), (5, "for_ever", message((1, 2**63 - 1))), (6, "unknown", message((9, "x"))),
+    ]:
+        write("admin_requests", name, bytes([call]) + content)
+
+
 def package():
     with tempfile.TemporaryDirectory() as folder:
         directory = pathlib.Path(folder, "package")
@@ -123,4 +138,5 @@ if __name__ == "__main__":
     pickles()
     torch_checkpoints()
     requests()
+    admin_requests()
     package()
