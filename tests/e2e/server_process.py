@@ -1,4 +1,5 @@
 """Starts tim4rec-server for tests in Python, as server_process.h does for those in C++."""
+import json
 import os
 import pathlib
 import signal
@@ -60,6 +61,27 @@ class ServerProcess:
         if self.process.poll() is None:
             self.kill()
         self._errors.close()
+
+
+def secured(folder, *tokens):
+    """Makes a CA, certificates of a server (localhost) and of a client in `folder`, `ca`, `server` and `client` with .crt and
+    .key, and a configuration that asks for both; `tokens`: lines of the tokens file. Returns the configuration's path."""
+    def certificate(name, *signed):
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                        "-days", "2", "-subj", f"/CN={name}", "-keyout", f"{folder}/{name}.key", "-out",
+                        f"{folder}/{name}.crt", *signed], check=True, capture_output=True)
+    certificate("ca")
+    for name in ("server", "client"):
+        certificate(name, "-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key", "-addext",
+                    "basicConstraints=critical,CA:false", "-addext", "subjectAltName=DNS:localhost")
+    path = pathlib.Path(folder, "tokens")
+    path.touch(0o600)
+    path.write_text("".join(f"{line}\n" for line in tokens))
+    config = pathlib.Path(folder, "server.yaml")
+    config.write_text(json.dumps({
+        "tls": {"certificate": f"{folder}/server.crt", "key": f"{folder}/server.key", "client_ca": f"{folder}/ca.crt"},
+        "auth": {"tokens_file": str(path)}}))
+    return config
 
 
 def free_port():

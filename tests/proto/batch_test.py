@@ -19,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
-from server_process import TINY_MODEL, ServerProcess, free_port  # noqa: E402
+from server_process import TINY_MODEL, ServerProcess, free_port, secured  # noqa: E402
 from tim4rec import Client, Interaction, Query, Ring  # noqa: E402
 from tim4rec.v1 import admin_pb2, admin_pb2_grpc  # noqa: E402
 
@@ -137,6 +137,38 @@ class Batch(unittest.TestCase):
         self.assertIn("there are 2 servers", self.run_batch(users, "other", "--shard", "2", code=1))
         self.assertIn("no column 'user'", self.run_batch(self.file("c.parquet"), "other", "--column", "user", code=1))
         self.assertIn("'user'", self.run_batch(self.file("c.csv"), "more", "--column", "user", code=1))
+
+
+class SecuredBatch(unittest.TestCase):
+    """A server that asks for a certificate and a token."""
+
+    def test_it_shows_certificate_and_token(self):
+        made = tempfile.TemporaryDirectory()
+        self.addCleanup(made.cleanup)
+        folder = pathlib.Path(made.name)
+        config = secured(folder, "read reader-0123456789abcdef", "write writer-0123456789abcdef")
+        server = ServerProcess(BUILD, folder / "data", "--config", str(config))
+        self.addCleanup(server.__exit__)
+        (folder / "users.txt").write_text("".join(f"u{n}\n" for n in range(50)))
+        (folder / "token").write_text("reader-0123456789abcdef\n")
+        certificate = ["--certificate", folder / "client.crt", "--key", folder / "client.key"]
+
+        def run(out, *flags):
+            return subprocess.run([BATCH, folder / "users.txt", folder / out, "--servers",
+                                   f"localhost:{server.address.rpartition(':')[2]}", "--ca", folder / "ca.crt", *flags],
+                                  check=False, capture_output=True, text=True, timeout=120)
+        done = run("out", *certificate, "--token-file", folder / "token")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        rows = [r for part in (folder / "out").glob("part-*.parquet") for r in pq.read_table(part).to_pylist()]
+        self.assertEqual(len({r["user_id"] for r in rows}), 50)
+        (folder / "token").write_text("writer-0123456789abcdef\n")
+        refused = run("wrong", *certificate, "--token-file", folder / "token")
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("PERMISSION_DENIED", refused.stderr)
+        self.assertIn("UNAUTHENTICATED", run("none", *certificate).stderr)
+        half = run("half", "--certificate", folder / "client.crt")
+        self.assertEqual(half.returncode, 1)
+        self.assertIn("certificate and key come together", half.stderr)
 
 
 class Offline(unittest.TestCase):

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
-from server_process import ServerProcess, free_port  # noqa: E402
+from server_process import ServerProcess, free_port, secured  # noqa: E402
 from tim4rec import (NEVER, AsyncClient, CallError, Client, Interaction, Outcome, Query, Retry, Ring, Tier, Tls,  # noqa: E402
                      frames, routing_key)
 
@@ -330,24 +330,10 @@ class RecommendBatch(WithServer):
 class Secured(WithServer):
     """A server that asks for a certificate and a token."""
 
-    def certificate(self, name, *signed):
-        base = self.data.parent / name
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-                        "-days", "2", "-subj", f"/CN={name}", "-keyout", f"{base}.key", "-out", f"{base}.crt", *signed],
-                       check=True, capture_output=True)
-        return base
-
     def test_both_clients_show_certificate_and_token(self):
-        ca = self.certificate("ca")
-        signed = ("-CA", f"{ca}.crt", "-CAkey", f"{ca}.key", "-addext", "basicConstraints=critical,CA:false",
-                  "-addext", "subjectAltName=DNS:localhost")
-        own, client = self.certificate("server", *signed), self.certificate("client", *signed)
-        tokens = self.data.parent / "tokens"
-        tokens.touch(0o600)
-        tokens.write_text("read,write both-0123456789abcdef\nread reader-0123456789abcdef\n")
-        config = self.data.parent / "server.yaml"
-        config.write_text(json.dumps({"tls": {"certificate": f"{own}.crt", "key": f"{own}.key", "client_ca": f"{ca}.crt"},
-                                      "auth": {"tokens_file": str(tokens)}}))
+        folder = self.data.parent
+        config = secured(folder, "read,write both-0123456789abcdef", "read reader-0123456789abcdef")
+        ca, client = folder / "ca", folder / "client"
         target = f"localhost:{self.serve('--config', str(config)).address.rpartition(':')[2]}"
         tls = Tls.from_files(f"{ca}.crt", f"{client}.crt", f"{client}.key")
         both = self.connect(target, token="both-0123456789abcdef", tls=tls)
@@ -371,6 +357,26 @@ class Secured(WithServer):
         with self.assertRaises(CallError) as strange:
             bare.recommend("u")
         self.assertEqual(strange.exception.code, grpc.StatusCode.UNAVAILABLE)
+
+
+    def test_the_tail_of_a_file_shows_certificate_and_token(self):
+        folder = self.data.parent
+        config = secured(folder, "write writer-0123456789abcdef", "read reader-0123456789abcdef")
+        server = f"localhost:{self.serve('--config', str(config)).address.rpartition(':')[2]}"
+        lines, token = folder / "events.jsonl", folder / "token"
+        lines.write_text("".join(json.dumps({"user_id": f"u{n % 3}", "item_id": "item1", "timestamp_ms": T0 + n}) + "\n"
+                                 for n in range(900)))
+        token.write_text("writer-0123456789abcdef\n")
+        command = [sys.executable, ROOT / "proto" / "python" / "examples" / "tail_interactions.py", lines, "--servers",
+                   server, "--once", "--ca", f"{folder}/ca.crt", "--certificate", f"{folder}/client.crt", "--key",
+                   f"{folder}/client.key", "--token-file", token]
+        told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+        self.assertIn("900 stored, 0 repeated, 0 rejected", told)
+        token.write_text("reader-0123456789abcdef\n")
+        lines.with_name("events.jsonl.offset").unlink()
+        refused = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        self.assertNotEqual(refused.returncode, 0)
+        self.assertIn("StreamInteractions needs a token for write", refused.stderr)
 
 
 class Options(unittest.TestCase):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Reads interactions from a growing file and records them: at least once, and, as the server knows repeats, exactly once.
 
-Usage: tail_interactions.py FILE --servers HOST:PORT[,HOST:PORT…] [--once]
+Usage: tail_interactions.py FILE --servers HOST:PORT[,HOST:PORT…] [--once] [--ca FILE …] [--token-file FILE]
 
 FILE has a JSON object per line: {"user_id": "ada", "item_id": "50", "timestamp_ms": 1700000000000}, and an "event_id"
 where the same item may come twice in a millisecond. The servers are the shards by the names that the router knows them
@@ -21,9 +21,9 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from tim4rec import BatchAck, Client, Interaction, InteractionStream, Retry, Ring
+from tim4rec import BatchAck, Client, Interaction, InteractionStream, Retry, Ring, Tls
 
 LINES_PER_BATCH = 500
 BATCHES_PER_COMMIT = 20
@@ -44,11 +44,12 @@ def parse(line: bytes) -> tuple[str, Interaction]:
 class Shards:
     """A stream to each server."""
 
-    def __init__(self, servers: list[str], stack: contextlib.ExitStack) -> None:
+    def __init__(self, servers: list[str], stack: contextlib.ExitStack, tls: Tls | None,
+                 token: Callable[[], str] | None) -> None:
         self._ring = Ring(servers)
         self._streams: dict[str, InteractionStream] = {}
         for server in servers:
-            client = stack.enter_context(Client(server, retry=FOR_EVER))
+            client = stack.enter_context(Client(server, retry=FOR_EVER, tls=tls, token=token))
             self._streams[server] = stack.enter_context(contextlib.closing(client.stream(durable=True)))
         self.stored = self.repeated = self.rejected = 0
 
@@ -106,7 +107,18 @@ def main() -> None:
     parser.add_argument("file", type=pathlib.Path)
     parser.add_argument("--servers", required=True)
     parser.add_argument("--once", action="store_true")
+    parser.add_argument("--ca", type=pathlib.Path, help="PEM file of who signed the servers' certificates: speaks TLS")
+    parser.add_argument("--server-name", default="", help="in the servers' certificates, if not the name that is dialled")
+    parser.add_argument("--certificate", type=pathlib.Path, help="PEM file of our own, if the servers ask for one")
+    parser.add_argument("--key", type=pathlib.Path, help="PEM file with its key")
+    parser.add_argument("--token-file", type=pathlib.Path, help="with the token that the servers ask for; read for every call")
     arguments = parser.parse_args()
+    tls: Tls | None = None
+    token: Callable[[], str] | None = None
+    if arguments.ca or arguments.certificate or arguments.key or arguments.server_name:
+        tls = Tls.from_files(arguments.ca, arguments.certificate, arguments.key, arguments.server_name)
+    if arguments.token_file:
+        token = lambda: str(arguments.token_file.read_text().strip())
     mark = arguments.file.with_name(arguments.file.name + ".offset")
     done = int(mark.read_text()) if mark.exists() else 0
     if done > arguments.file.stat().st_size:
@@ -121,7 +133,7 @@ def main() -> None:
         signal.signal(number, stop)
 
     with contextlib.ExitStack() as stack:
-        shards = Shards(arguments.servers.split(","), stack)
+        shards = Shards(arguments.servers.split(","), stack, tls, token)
         began = reported = time.monotonic()
         unsaved = 0
         for events, offset in batches(arguments.file, done):

@@ -178,7 +178,7 @@ class Bar:
 def client_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """TLS and token of the command line. The token's file is read for every call, so that it may be replaced."""
     options: dict[str, Any] = {}
-    if arguments.ca or arguments.certificate or arguments.server_name:
+    if arguments.ca or arguments.certificate or arguments.key or arguments.server_name:
         options["tls"] = Tls.from_files(arguments.ca, arguments.certificate, arguments.key, arguments.server_name)
     if arguments.token_file:
         options["token"] = lambda: arguments.token_file.read_text().strip()
