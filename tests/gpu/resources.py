@@ -12,9 +12,11 @@ import subprocess
 import sys
 import tempfile
 
-# source: {part of the demangled kernel's name: (most registers, blocks that must share a multiprocessor)}. None of them
-# may spill or have a stack. The registers are what lets the blocks fit: 65536 per multiprocessor.
+# source: {part of the demangled kernel's name: threads of the blocks that must share a multiprocessor}. None of them may
+# spill or have a stack. The registers are what lets the blocks fit: 65536 per multiprocessor.
 FOLD_THREADS = 384
+RANK_THREADS = 256
+BULK_THREADS = 128
 LIMITS = {
     "model/kernels/cuda/fold_served.cu": {
         "ServedShape, 1, true": FOLD_THREADS * 1,
@@ -22,7 +24,18 @@ LIMITS = {
         "ServedShape, 8, true": FOLD_THREADS * 1,
         "ServedShape, 16, false": FOLD_THREADS * 2,
     },
+    "model/kernels/cuda/rank_scan.cu": {
+        **{f"ScanTable<{steps}, {matrices}>": RANK_THREADS * 2
+           for steps, matrices in ((1, 4), (2, 4), (3, 2), (4, 2), (8, 1), (0, 1))},
+        "PrepareGroups": RANK_THREADS * 2,
+        "TightenPlaces": RANK_THREADS * 2,
+    },
+    "model/kernels/cuda/rank_finish.cu": {"FinishPlaces": RANK_THREADS * 2, "RankPlaces": RANK_THREADS * 2},
+    "model/kernels/cuda/bulk_ssd.cu": {"MixSequences<4>": BULK_THREADS * 4, "MixSequences<1>": BULK_THREADS * 4},
+    "model/kernels/cuda/bulk_product.cu": {"MultiplyTiles": BULK_THREADS * 3},
 }
+MMA_INT8 = "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"
+MMA_TF32 = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
 # source: {part of the kernel's name: (PTX instruction, how often at least)}: records move in vectors of 16 bytes, past
 # the first-level cache: 8 of a state at once and 3 of a convolution's tail. ptxas never splits these.
 VECTORS = {
@@ -30,6 +43,14 @@ VECTORS = {
         "ServedShape, 16, false": {"ld.global.cg.v4": 11, "st.global.cg.v4": 11, "ld.global.nc.v4": 4},
         "ServedShape, 8, true": {"ld.global.cg.v4": 11, "st.global.cg.v4": 11, "cp.async.cg.shared.global": 1},
     },
+    # 64 items of 64 codes are 8 loads of 16 bytes and 8 matrix instructions per group of queries, and half with boosts.
+    "model/kernels/cuda/rank_scan.cu": {
+        "ScanTable<2, 4>": {MMA_INT8: 8 + 4, "ld.global.nc.v4": 8 + 2 + 4 + 2, "ld.shared.v4": 2},
+        "ScanTable<8, 1>": {MMA_INT8: 8 + 8, "ld.global.nc.v4": 8 + 8},
+    },
+    "model/kernels/cuda/rank_finish.cu": {"FinishPlaces": {"ld.global.nc.v4": 1}},
+    "model/kernels/cuda/bulk_ssd.cu": {"MixSequences<4>": {MMA_TF32: 4 + 1 + 4 + 4}},
+    "model/kernels/cuda/bulk_product.cu": {"MultiplyTiles": {MMA_TF32: 32, "ld.global.nc.v4": 8, "st.shared.v4": 4}},
 }
 REGISTERS = 65536
 
@@ -82,7 +103,7 @@ def faults_of(source, arch, log, ptx):
     report, bodies = report_of(log), bodies_of(ptx)
     for part, threads in LIMITS[source].items():
         registers, stack, spilled = the_one(report, part)
-        print(f"{arch} FoldRuns<{part}>: {registers} registers, {stack} bytes of stack, {spilled} spilled")
+        print(f"{arch} {part}: {registers} registers, {stack} bytes of stack, {spilled} spilled")
         # Registers are given to warps in eights, to blocks by four warps.
         most = REGISTERS // threads // 8 * 8
         if registers > most:
@@ -93,7 +114,7 @@ def faults_of(source, arch, log, ptx):
         body = the_one(bodies, part)
         for instruction, least in counts.items():
             found = body.count(instruction)
-            print(f"{arch} FoldRuns<{part}>: {found} {instruction}")
+            print(f"{arch} {part}: {found} {instruction}")
             if found < least:
                 yield f"{arch} {part}: {found} times {instruction}, expected {least} or more"
 

@@ -4,6 +4,7 @@
 #define TIM4REC_MODEL_KERNELS_CUDA_MMA_H_
 
 #include "model/kernels/cuda/device.h"
+#include "model/kernels/math.h"
 
 namespace tim4rec::cuda {
 
@@ -43,6 +44,47 @@ __device__ inline void MmaInt8(int (&d)[4], const uint4& a, const uint2& b, cons
       }
     }
     d[i] = sum;
+  }
+#endif
+}
+
+// The nearest value with ten bits after the point (ties away from zero): |error| <= 2^-11 |x|.
+__host__ __device__ inline float RoundToTf32(float x) {
+#ifdef __CUDA_ARCH__
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+  return __uint_as_float(rounded);
+#else
+  return kernels::FloatOf((kernels::BitsOf(x) + 0x1000u) & ~0x1fffu);
+#endif
+}
+
+// d += a b: a [16][8] and b [8][8] rounded by RoundToTf32, d [16][8]; products are exact, sums
+// about float32's. a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b: (t, g), (t + 4, g); d as
+// MmaInt8.
+__device__ inline void MmaTf32(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+#ifdef __CUDA_ARCH__
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+#elif defined(TIM4REC_HOST_DEVICE)
+  float from[3][32][2];
+  const float own[3][2] = {{a[0], a[1]}, {a[2], a[3]}, {b[0], b[1]}};
+  for (int part = 0; part < 3; ++part) {
+    const float2 pair = {own[part][0], own[part][1]};
+    const uint64_t* given = host_device::Exchange(0xffffffffu, host_device::ToBits(pair),
+                                                  host_device::Where::current());
+    for (int i = 0; i < 32; ++i) std::memcpy(from[part][i], &given[i], sizeof(from[part][i]));
+  }
+  const int g = host_device::Lane() / 4, t = host_device::Lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    for (int k = 0; k < 8; ++k) {
+      const float left = from[k / 4][g * 4 + k % 4][i / 2];
+      const float right = from[2][(2 * t + i % 2) * 4 + k % 4][k / 4];
+      d[i] += left * right;
+    }
   }
 #endif
 }

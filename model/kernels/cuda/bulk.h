@@ -1,0 +1,54 @@
+// The bulk mode: query vectors of whole histories at once, on matrix units, for work whose states
+// are not kept: above all the windows of published models (rules 14 to 17 of kernels.h), and
+// histories of the others. Every product sum of rule 1 is a tf32 matrix product with float32 sums,
+// the recurrence is bulk_ssd.h's; all else is float32. Results are not those of the exact kernels,
+// bit for bit, and no state comes of them.
+//
+// PRECISION. The same as rounding the model's weights and activations to tf32 (2^-11): the tests
+// hold the error of query vectors to at most 4 times that of scalar code whose weights alone are so
+// rounded, over random models.
+#ifndef TIM4REC_MODEL_KERNELS_CUDA_BULK_H_
+#define TIM4REC_MODEL_KERNELS_CUDA_BULK_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "model/kernels/cuda/fault.h"
+#include "model/kernels/kernels.h"
+
+namespace tim4rec::cuda {
+
+// A model's weights on the device as this mode reads them. Immutable: calls on several streams may
+// overlap, each with its own workspace.
+class BulkModel {
+ public:
+  // Copies all but the embedding to the current device, and waits for it. `embedding` is [V][D] in
+  // device memory and stays in use.
+  static Fault Create(const kernels::Dims& dims, const kernels::Weights& weights,
+                      const float* embedding, std::unique_ptr<const BulkModel>* model);
+  ~BulkModel();
+  BulkModel(const BulkModel&) = delete;
+  BulkModel& operator=(const BulkModel&) = delete;
+
+  // Device memory, 256-byte aligned, that Encode needs; about 3.3 KB per event at D = 64.
+  size_t WorkspaceBytes(int32_t count, int32_t events) const;
+
+  // Puts the encoding of `count` histories on the stream. All pointers are device memory. Event i
+  // of history s is events[first[s] + i]; first is [count + 1], from 0 to the number of
+  // `events_count` events; no history is empty, and none of a model with a window is longer than
+  // it. as_of_ms [count] is read if the model has a query gate (null otherwise). Writes [count][D].
+  Fault Encode(const kernels::Event* events, const int32_t* first, int32_t count,
+               int32_t events_count, const int64_t* as_of_ms, float* queries, void* workspace,
+               Stream stream) const;
+
+ private:
+  BulkModel() = default;
+
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
+}  // namespace tim4rec::cuda
+
+#endif  // TIM4REC_MODEL_KERNELS_CUDA_BULK_H_
