@@ -17,6 +17,9 @@ const BackendRegistry& BuiltinBackends() {
 #endif
     backends->factories["torch"] = LoadTorchBackend;
     backends->preference = {"cpu"};
+#ifdef TIM4REC_HAVE_CUDA
+    backends->preference.insert(backends->preference.begin(), "cuda");
+#endif
     return backends;
   }();
   return *registry;

@@ -6,7 +6,7 @@
 
 namespace tim4rec {
 
-// "cpu" and "torch" always; "cuda" where it was built. "auto" means cpu.
+// "cpu" and "torch" always; "cuda" where it was built. "auto" prefers cuda, then cpu.
 const BackendRegistry& BuiltinBackends();
 
 }  // namespace tim4rec

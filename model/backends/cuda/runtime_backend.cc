@@ -1,15 +1,16 @@
 #include "absl/strings/str_cat.h"
 #include "model/backends/cuda/cuda_backend.h"
-#include "model/backends/cuda/state_copy.h"
+#include "model/backends/cuda/runtime_device.h"
 
 namespace tim4rec {
 
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(std::shared_ptr<const ModelPackage>) {
-  if (const cuda::Fault fault = cuda::StartDevice(); fault != nullptr) {
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
+    std::shared_ptr<const ModelPackage> package) {
+  std::unique_ptr<cuda::Device> device;
+  if (const cuda::Fault fault = cuda::OpenRuntimeDevice(&device); fault != nullptr) {
     return absl::UnavailableError(absl::StrCat("no CUDA device can be used: ", fault));
   }
-  return absl::UnimplementedError(
-      "a CUDA device is present, but this version does not serve on it: use the cpu backend");
+  return CreateCudaBackendOn(std::move(device), std::move(package));
 }
 
 }  // namespace tim4rec

@@ -38,9 +38,9 @@ std::shared_ptr<const ModelPackage> Package(PackageContents contents) {
   return *ModelPackage::FromContents(std::move(contents));
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> On(DeviceScript* script,
-                                            std::shared_ptr<const ModelPackage> package,
-                                            const CudaOptions& options = cuda::SmallOptions()) {
+absl::StatusOr<std::unique_ptr<Backend>> Create(DeviceScript* script,
+                                                std::shared_ptr<const ModelPackage> package,
+                                                const CudaOptions& options = cuda::SmallOptions()) {
   return CreateCudaBackendOn(std::make_unique<ScalarDevice>(script), std::move(package), options);
 }
 
@@ -58,8 +58,10 @@ struct User {
   std::vector<FoldEvent> next;  // the next events
 };
 
+enum class On { kDevice, kSmallDevice, kThisMachinesDevice };
+
 // Whatever is asked of both, in whatever batches, while users come and go, gives the same bits.
-void CompareWithCpu(const ModelConfig& config, uint64_t seed, bool small_device) {
+void CompareWithCpu(const ModelConfig& config, uint64_t seed, On where) {
   std::mt19937_64 random(seed);
   const auto package = Package(MakeTinyModel(config, seed));
   DeviceScript script;
@@ -67,13 +69,15 @@ void CompareWithCpu(const ModelConfig& config, uint64_t seed, bool small_device)
   const auto cpu = *BuiltinBackends().factories.at("cpu")(package);
   // Room for 8 users, or for all.
   options.state_chunk_bytes = 4 * cpu->state_bytes();
-  if (small_device) {
+  if (where == On::kSmallDevice) {
     DeviceScript whole;
-    const auto probe = *On(&whole, package, options);
+    const auto probe = *Create(&whole, package, options);
     options.reserve_bytes = probe->device_stats()->memory_bytes -
                             probe->device_stats()->memory_used_bytes - 4 * cpu->state_bytes();
   }
-  const auto created = On(&script, package, options);
+  const auto created = where == On::kThisMachinesDevice
+                           ? BuiltinBackends().factories.at("cuda")(package)
+                           : Create(&script, package, options);
   ASSERT_TRUE(created.ok()) << created.status();
   Backend& cuda = **created;
   EXPECT_EQ(cuda.state_bytes(), cpu->state_bytes());
@@ -131,7 +135,7 @@ void CompareWithCpu(const ModelConfig& config, uint64_t seed, bool small_device)
   }
   const DeviceStats stats = *cuda.device_stats();
   EXPECT_GT(stats.device_lookups, 0);
-  EXPECT_EQ(stats.host_lookups > 0, small_device);
+  EXPECT_EQ(stats.host_lookups > 0, where == On::kSmallDevice);
   EXPECT_EQ(stats.slots_used + stats.overflow_slots, static_cast<int64_t>(users.size()));
   EXPECT_FALSE(stats.lost);
 }
@@ -140,7 +144,8 @@ TEST(CudaBackend, GivesTheBitsOfTheCpu) {
   std::mt19937_64 random = PrintedRandom();
   for (int model = 0; model < 12; ++model) {
     const uint64_t seed = random();
-    CompareWithCpu(RandomStreamingConfig(seed), seed, model % 2 == 0);
+    CompareWithCpu(RandomStreamingConfig(seed), seed,
+                   model % 2 == 0 ? On::kSmallDevice : On::kDevice);
   }
 }
 
@@ -148,14 +153,32 @@ TEST(CudaBackend, GivesTheBitsOfTheCpuForPublishedModels) {
   std::mt19937_64 random = PrintedRandom();
   for (int model = 0; model < 6; ++model) {
     const uint64_t seed = random();
-    CompareWithCpu(RandomPublishedConfig(seed), seed, model % 2 == 0);
+    CompareWithCpu(RandomPublishedConfig(seed), seed,
+                   model % 2 == 0 ? On::kSmallDevice : On::kDevice);
+  }
+}
+
+TEST(CudaBackend, GivesTheBitsOfTheCpuOnThisMachinesDevice) {
+  const auto& factories = BuiltinBackends().factories;
+  if (!factories.contains("cuda")) GTEST_SKIP() << "built without nvcc";
+  const auto started = factories.at("cuda")(Package(MakeTinyModel(5)));
+  if (absl::IsUnavailable(started.status())) GTEST_SKIP() << started.status();
+  ASSERT_TRUE(started.ok()) << started.status();
+  std::mt19937_64 random = PrintedRandom();
+  ModelConfig served;
+  served.n_items = 5000;
+  CompareWithCpu(served, random(), On::kThisMachinesDevice);
+  for (int model = 0; model < 4; ++model) {
+    const uint64_t seed = random();
+    CompareWithCpu(RandomStreamingConfig(seed), seed, On::kThisMachinesDevice);
+    CompareWithCpu(RandomPublishedConfig(seed), seed, On::kThisMachinesDevice);
   }
 }
 
 TEST(CudaBackend, FoldsRunsThatNoLaunchHolds) {
   const auto package = Package(MakeTinyModel(5));
   DeviceScript script;
-  const auto cuda = *On(&script, package);
+  const auto cuda = *Create(&script, package);
   const auto cpu = *BuiltinBackends().factories.at("cpu")(package);
   std::vector<FoldEvent> events;
   for (int i = 0; i < 2 * cuda::kMostEvents + 7; ++i) events.push_back({1 + i % 60, 1000 * i});
@@ -177,7 +200,7 @@ TEST(CudaBackend, ServesFromMainMemoryWhatDoesNotFit) {
   script.memory_bytes = 96 << 20;
   CudaOptions options = cuda::SmallOptions();
   options.reserve_bytes = 20 << 20;
-  const auto cuda = *On(&script, package, options);
+  const auto cuda = *Create(&script, package, options);
   const int64_t limit = cuda->device_stats()->slots_limit;
   ASSERT_GT(limit, 100);
   std::vector<Slot> slots;
@@ -209,7 +232,7 @@ TEST(CudaBackend, RanksAsTheCpuDoes) {
   PackageContents contents = MakeTinyModel(config, 3);
   const auto package = Package(std::move(contents));
   DeviceScript script;
-  const auto cuda = *On(&script, package);
+  const auto cuda = *Create(&script, package);
   const auto cpu = *BuiltinBackends().factories.at("cpu")(package);
   std::vector<uint64_t> eligible((5000 + 63) / 64);
   for (uint64_t& word : eligible) word = random();
@@ -261,7 +284,7 @@ TEST(CudaBackend, LeavesFewScoresToTheCpu) {
   DeviceScript script;
   CudaOptions options = cuda::SmallOptions();
   options.least_device_scores = 61 * 4;
-  const auto cuda = *On(&script, Package(MakeTinyModel(5)), options);
+  const auto cuda = *Create(&script, Package(MakeTinyModel(5)), options);
   const std::vector<float> query(16, 0.5F);
   std::vector<TopKRequest> requests(3);
   for (TopKRequest& request : requests) request.query = query;
@@ -300,7 +323,7 @@ TEST(CudaBackend, CallsOfManyThreadsAreCombined) {
 TEST(CudaBackend, ServesManyThreadsThatImportFoldAskAndExport) {
   const auto package = Package(MakeTinyModel(5));
   DeviceScript script;
-  const auto cuda = *On(&script, package);
+  const auto cuda = *Create(&script, package);
   const auto cpu = *BuiltinBackends().factories.at("cpu")(package);
   const std::vector<FoldEvent> first = {{1, 10}, {2, 2000}}, then = {{3, 3'000'000}};
   const Slot expected_slot = *cpu->Allocate();
@@ -343,7 +366,7 @@ TEST(CudaBackend, RefusesAModelThatDoesNotFitWithTheBytes) {
   DeviceScript script;
   script.memory_bytes = 1000;
   const auto package = Package(MakeTinyModel(5));
-  const auto refused = On(&script, package);
+  const auto refused = Create(&script, package);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(Message(refused.status()),
               testing::MatchesRegex(
@@ -352,7 +375,7 @@ TEST(CudaBackend, RefusesAModelThatDoesNotFitWithTheBytes) {
   for (const auto call : {DeviceScript::kAllocate, DeviceScript::kAllocateHost}) {
     DeviceScript in_pieces;
     in_pieces.FailFrom(call, 0);
-    const auto status = On(&in_pieces, package).status();
+    const auto status = Create(&in_pieces, package).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
     EXPECT_THAT(Message(status), HasSubstr(call == DeviceScript::kAllocate
                                                ? "but not in the pieces that it needs"
@@ -364,13 +387,13 @@ TEST(CudaBackend, RefusesADeviceThatComputesOtherBits) {
   DeviceScript script;
   script.wrong_fold = true;
   const auto package = Package(MakeTinyModel(5));
-  const auto refused = On(&script, package);
+  const auto refused = Create(&script, package);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(Message(refused.status()),
             "the CUDA device computes other bits than the CPU: the state of probe case 0");
   // So "auto" goes on with the next, and says why.
   BackendRegistry registry = BuiltinBackends();
-  registry.factories["cuda"] = [&](auto of) { return On(&script, of); };
+  registry.factories["cuda"] = [&](auto of) { return Create(&script, of); };
   registry.preference = {"cuda", "cpu"};
   const auto engine = Engine::Create(package, registry);
   ASSERT_TRUE(engine.ok()) << engine.status();
