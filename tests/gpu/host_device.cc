@@ -143,6 +143,7 @@ struct Thread {
   std::unique_ptr<Fiber> fiber = std::make_unique<Fiber>();
   Index index;
   State state;
+  bool late;  // runs only when no thread of an early warp can
   Where where;
   unsigned mask;
   uint64_t given;
@@ -254,6 +255,8 @@ void RunBlock() {
     Thread& thread = device.threads[i];
     thread.index = {i, 0, 0};
     thread.state = State::kReady;
+    // Whole warps lag behind, as far as barriers let them.
+    thread.late = i % 32 == 0 ? device.random() % 2 == 0 : device.threads[i - 1].late;
     thread.copies.assign(1, {});
     thread.fiber->Begin(RunThread);
   }
@@ -269,6 +272,8 @@ void RunBlock() {
     if (all_done) return;
     if (ready.empty() && !ReleaseBlock()) FailDeadlock();
     std::shuffle(ready.begin(), ready.end(), device.random);
+    const auto late = std::partition(ready.begin(), ready.end(), [](auto* t) { return !t->late; });
+    if (late != ready.begin()) ready.erase(late, ready.end());
     for (Thread* thread : ready) {
       device.current = thread;
       thread->fiber->Resume();

@@ -9,7 +9,8 @@
 //   - copies (CopyAsync16) whose bytes are used before they are awaited: they arrive only then;
 //   - device memory that is written beyond its end, when it is freed; fresh memory is poisoned.
 // What it makes likely to be found: missing barriers, since blocks and threads take turns in a
-// random order. TIM4REC_SEED sets its seed, else it is fixed; SetSeed changes it.
+// random order, and about half of a block's warps lag behind the others as far as barriers let
+// them. TIM4REC_SEED sets the order's seed, else it is fixed; SetSeed changes it.
 //
 // Not there: blocks that wait for each other, streams that run later (every call is finished when
 // it returns), memory spaces (any pointer is good anywhere). Launches of several host threads take
