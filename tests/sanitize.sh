@@ -9,13 +9,13 @@
 #          instruction_counts is of the release build
 #   tsan   server_stream_test runs gRPC's server and client within one process: Debian's gRPC is not built for tsan, which
 #          therefore misses how gRPC's threads hand over to one another, and reports every such step. The same code runs in
-#          the server of all e2e tests
+#          the server of all e2e tests. Of RocksDB, not built for it either, see tsan.supp
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export ASAN_OPTIONS="abort_on_error=1:${ASAN_OPTIONS:-}"
 export LSAN_OPTIONS="suppressions=$PWD/tests/lsan.supp:print_suppressions=0:${LSAN_OPTIONS:-}"
 export UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1:${UBSAN_OPTIONS:-}"
-export TSAN_OPTIONS="halt_on_error=1:second_deadlock_stack=1:${TSAN_OPTIONS:-}"
+export TSAN_OPTIONS="halt_on_error=1:second_deadlock_stack=1:ignore_noninstrumented_modules=1:suppressions=$PWD/tests/tsan.supp:${TSAN_OPTIONS:-}"
 
 presets=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
