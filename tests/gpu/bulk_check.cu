@@ -154,7 +154,7 @@ void SsdIsWithinItsBound(Random& random) {
   for (const int32_t longest : {1, 7, 16, 17, 63, 64, 65, 130, 200}) {
     largest = std::max(largest, CheckSsd(RandomCase(3, longest, 4, 32, 32, random), random));
   }
-  for (int i = 0; i < (kOnGpu ? 500 : 25); ++i) {
+  for (int i = 0; i < (TakesLarge() ? 500 : 25); ++i) {
     const Case c = RandomCase(Pick(random, 1, 5), Pick(random, 1, 150), Pick(random, 1, 3),
                               Pick(random, 1, 70), Pick(random, 1, 70), random);
     largest = std::max(largest, CheckSsd(c, random));
@@ -323,9 +323,9 @@ void CheckEncode(const gpu_test::Sizes& sizes, int32_t count, int32_t longest, E
 
 void EncodesServedSizes(Random& random) {
   EncodeError error;
-  for (int i = 0; i < (kOnGpu ? 20 : 2); ++i) {
+  for (int i = 0; i < (TakesLarge() ? 20 : 2); ++i) {
     gpu_test::Sizes sizes = gpu_test::ServedSizes(64);
-    CheckEncode(sizes, 5, kOnGpu ? 200 : 90, &error, random);
+    CheckEncode(sizes, 5, TakesLarge() ? 200 : 90, &error, random);
     sizes.time_write = sizes.time_decay = sizes.time_query = false;
     sizes.window = 50;
     sizes.window_gate_per_event = i % 2 == 0;
@@ -337,7 +337,7 @@ void EncodesServedSizes(Random& random) {
 
 void EncodesAnySize(Random& random) {
   EncodeError error;
-  for (int i = 0; i < (kOnGpu ? 100 : 10); ++i) {
+  for (int i = 0; i < (TakesLarge() ? 100 : 10); ++i) {
     gpu_test::Sizes sizes =
         i % 2 == 0 ? gpu_test::RandomSizes(&random) : gpu_test::RandomWindowSizes(&random);
     sizes.d += 8;  // norms of few values multiply any error

@@ -23,6 +23,10 @@ inline constexpr bool kOnGpu = false;
 inline constexpr bool kOnGpu = true;
 #endif
 
+// Whether to take the sizes for a GPU: not on the host, nor with TIM4REC_TEST_SMALL in the
+// environment, for compute-sanitizer.
+inline bool TakesLarge() { return kOnGpu && std::getenv("TIM4REC_TEST_SMALL") == nullptr; }
+
 inline void Expect(bool holds, const std::string& what) {
   if (holds) return;
   std::fprintf(stderr, "FAILED: %s\n", what.c_str());
@@ -44,6 +48,7 @@ class DeviceArray {
     if (kOnGpu) Check(Describe(cudaMemset(data(), 0xff, bytes())));  // else fresh memory is so
   }
   explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
+    if (values.empty()) return;
     Check(Describe(cudaMemcpy(data(), values.data(), bytes(), cudaMemcpyHostToDevice)));
   }
   DeviceArray(DeviceArray&& other) noexcept
@@ -60,6 +65,7 @@ class DeviceArray {
   std::vector<T> Download() const {
     std::vector<T> values(count_);
     Check(Describe(cudaDeviceSynchronize()));
+    if (count_ == 0) return values;
     Check(Describe(cudaMemcpy(values.data(), data(), bytes(), cudaMemcpyDeviceToHost)));
     return values;
   }

@@ -237,7 +237,8 @@ void EqualsScoringEveryItem(Random& random) {
   for (const int32_t items : {2, 3, 63, 64, 65, 511, 2000, 5003}) {
     for (const int32_t d : {1, 8, 37, 64, 96, 128, 160, 256, 300}) {
       for (const Shape shape : kShapes) {
-        if (!kOnGpu && random() % 12 != 0) continue;  // on the host some of them, others every time
+        if (!TakesLarge() && random() % 12 != 0)
+          continue;  // on the host some of them, others every time
         CheckTable(items, d, shape, 19, random);
       }
     }
@@ -247,7 +248,7 @@ void EqualsScoringEveryItem(Random& random) {
 void IsExactWhereScoresAreNotFinite(Random& random) {
   constexpr float kInf = std::numeric_limits<float>::infinity();
   for (const Shape shape : kShapes) {
-    if (!kOnGpu && random() % 3 != 0) continue;
+    if (!TakesLarge() && random() % 3 != 0) continue;
     std::vector<float> rows = RandomRows(1500, 4, shape, random);
     for (const size_t item : {5, 700, 1499}) rows[item * 4] = 3e38f;
     const Items table(1500, 4, rows);
@@ -274,11 +275,11 @@ void IsExactWhereScoresAreNotFinite(Random& random) {
 // So large that a sample is scanned first; survivors overflow where all scores tie.
 void IsExactOverLargeTables(Random& random) {
   constexpr int32_t kD = 16;
-  const int32_t items = kOnGpu ? 3'000'017 : 140'003;
+  const int32_t items = TakesLarge() ? 3'000'017 : 140'003;
   for (const Shape shape : {Shape::kUniform, Shape::kSortedByNorm, Shape::kHeavyTail,
                             Shape::kFewValues, Shape::kAllEqual}) {
     const Items table(items, kD, RandomRows(items, kD, shape, random));
-    const auto excluded = RandomSubset(items, kOnGpu ? 30 : 2, random);
+    const auto excluded = RandomSubset(items, TakesLarge() ? 30 : 2, random);
     const auto rows = RandomRows(6, kD, Shape::kUniform, random);
     const auto eligible = RandomBits(items, random);
     const std::vector<float> boost = RandomBoost(items, random);
@@ -307,8 +308,8 @@ void IsExactOverLargeTables(Random& random) {
 // More queries than a block scans at a time, in a batch too large for shares of a buffer.
 void IsExactInLargeBatches(Random& random) {
   for (const int32_t d : {64, 256}) {
-    const int32_t count = kOnGpu ? 4096 : d == 256 ? 140 : 270;
-    const int32_t items = kOnGpu ? 20'000 : 1'500;
+    const int32_t count = TakesLarge() ? 4096 : d == 256 ? 140 : 270;
+    const int32_t items = TakesLarge() ? 20'000 : 1'500;
     const Items table(items, d, RandomRows(items, d, Shape::kDuplicates, random));
     const auto rows = RandomRows(count, d, Shape::kUniform, random);
     const auto excluded = RandomSubset(items, 40, random);
