@@ -63,10 +63,6 @@ inline float Ranked(const TopKQuery& query, float score, int32_t item) {
   return score == score ? score : kMinusInfinity;
 }
 
-inline bool IsEligible(const TopKQuery& query, int32_t item) {
-  return query.eligible == nullptr || (query.eligible[item / 64] >> (item % 64) & 1) != 0;
-}
-
 // Walks an ascending list beside ascending items.
 struct ExcludedWalk {
   const int32_t* next;

@@ -6,6 +6,7 @@
 #include "model/kernels/best_heap-inl.h"
 #include "model/kernels/gap.h"
 #include "model/kernels/kernels.h"
+#include "model/kernels/left_out.h"
 #include "model/kernels/math.h"
 
 namespace tim4rec::kernels {

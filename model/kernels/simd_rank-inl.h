@@ -6,6 +6,7 @@
 
 #include "model/kernels/best_heap-inl.h"
 #include "model/kernels/kernel_set.h"
+#include "model/kernels/left_out.h"
 #include "model/kernels/math.h"
 #include "model/kernels/simd_math-inl.h"
 
@@ -225,20 +226,6 @@ void BoundPanel(const RankTable& table, int64_t groups, int64_t first, int64_t e
 }
 
 // ---- float32 scores
-
-bool IsLeftOut(const TopKQuery& query, int32_t item) {
-  if (!IsEligible(query, item)) return true;
-  int64_t low = 0, high = query.excluded_count;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (query.excluded[middle] < item) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low < query.excluded_count && query.excluded[low] == item;
-}
 
 // Eight items at a time: their chains of fma overlap.
 HWY_NOINLINE void OfferItems(const RankTable& table, const int32_t* items, int64_t count,

@@ -5,6 +5,7 @@
 
 #include "model/kernels/cuda/device.h"
 #include "model/kernels/cuda/rank.h"
+#include "model/kernels/left_out.h"
 #include "model/kernels/math.h"
 #include "model/kernels/rank_table.h"
 
@@ -175,20 +176,6 @@ __device__ inline float ScoreOf(uint64_t key) {
 }
 
 // ---- items
-
-__device__ inline bool IsLeftOut(const kernels::TopKQuery& query, int32_t item) {
-  if (query.eligible != nullptr && (query.eligible[item / 64] >> (item % 64) & 1) == 0) return true;
-  int64_t low = 0, high = query.excluded_count;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (query.excluded[middle] < item) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low < query.excluded_count && query.excluded[low] == item;
-}
 
 // What the item is ranked by: the canonical score and the boost. `x` is the query in shared memory,
 // 16-byte aligned.
