@@ -31,7 +31,7 @@ class StateSlab {
   // `slot` is allocated and no longer used.
   void Release(int32_t slot);
 
-  // Whether `slot` was ever given out.
+  // Whether there is a record for `slot`, given out or not.
   bool Contains(int32_t slot) const {
     return slot >= 0 && slot < slots_.load(std::memory_order_acquire);
   }
