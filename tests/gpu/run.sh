@@ -51,10 +51,10 @@ done
 sanitizer="$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)"
 if [ -n "$sanitizer" ]; then
   for tool in memcheck racecheck synccheck; do
-    for case in "fold_check --models 1" rank_check bulk_check; do
+    for case in "fold_check --small 1 --models 2" rank_check bulk_check; do
       say "compute-sanitizer $tool: $case"
       # shellcheck disable=SC2086
-      timeout 30 "$sanitizer" --tool "$tool" --error-exitcode 1 "$programs/"$case >build/gpu_sanitizer.log 2>&1 || {
+      TIM4REC_TEST_SMALL=1 timeout 30 "$sanitizer" --tool "$tool" --error-exitcode 1 "$programs/"$case >build/gpu_sanitizer.log 2>&1 || {
         rc=$?
         tail -n 20 build/gpu_sanitizer.log
         if [ $rc -ne 124 ] || grep -qE '^=+ .*(Invalid|Uninitialized|hazard|Barrier error|Program hit)' build/gpu_sanitizer.log; then

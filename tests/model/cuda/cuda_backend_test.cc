@@ -10,6 +10,7 @@
 #include <random>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "model/backends/builtin.h"
 #include "model/backends/cuda/combiner.h"
 #include "model/backends/cuda/cuda_backend.h"
@@ -162,7 +163,10 @@ TEST(CudaBackend, GivesTheBitsOfTheCpuOnThisMachinesDevice) {
   const auto& factories = BuiltinBackends().factories;
   if (!factories.contains("cuda")) GTEST_SKIP() << "built without nvcc";
   const auto started = factories.at("cuda")(Package(MakeTinyModel(5)));
-  if (absl::IsUnavailable(started.status())) GTEST_SKIP() << started.status();
+  // A device that is there and fails is no reason to skip.
+  if (absl::StrContains(started.status().message(), "no CUDA device can be used")) {
+    GTEST_SKIP() << started.status();
+  }
   ASSERT_TRUE(started.ok()) << started.status();
   std::mt19937_64 random = PrintedRandom();
   ModelConfig served;
