@@ -82,6 +82,7 @@ class Live(unittest.TestCase):
         cls.addClassCleanup(prometheus.wait)
         cls.addClassCleanup(prometheus.terminate)
         cls.api = f"http://127.0.0.1:{port}/api/v1"
+        cls.wait_until_ready(port, prometheus)
         with Client(cls.server.address) as client:
             deadline = time.monotonic() + 60
             n = 0
@@ -94,6 +95,18 @@ class Live(unittest.TestCase):
                 time.sleep(0.02)
         cls.known = {line.split()[2] for line in cls.server.scrape().splitlines() if line.startswith("# TYPE ")}
 
+    @staticmethod
+    def wait_until_ready(port, prometheus):
+        """Queries are refused with 503 before."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and prometheus.poll() is None:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=20).close()
+                return
+            except urllib.error.URLError:
+                time.sleep(0.05)
+        raise AssertionError(f"Prometheus is not ready, exit status {prometheus.poll()}")
+
     @classmethod
     def ask(cls, path, **parameters):
         url = f"{cls.api}/{path}?{urllib.parse.urlencode(parameters)}"
@@ -102,8 +115,6 @@ class Live(unittest.TestCase):
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from None
-        except urllib.error.URLError:
-            return {"result": []}  # not up yet
 
     @classmethod
     def value(cls, expression):
