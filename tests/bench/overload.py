@@ -9,7 +9,7 @@ Makes a random model of 64 dimensions, starts tim4rec-server over it and drives 
   overload   three times the capacity in an open loop: what is answered, its p99, what is refused
   recovery   as unloaded, for one second right after it
 
-and prints the ratios that issue 7 asks for. Every call counts from when it was due. Server and client
+and prints their ratios. Every call counts from when it was due. Server and client
 share the machine, and two thirds of the calls are refused, which costs the two of them 100 us and more each
 on cores that have other work. Hence the large catalogue, and one worker less than there are cores: gRPC's
 threads and the client have that one, as if the client were another machine. Needs the targets
