@@ -84,7 +84,7 @@ if [ "$exit_at_end" = 1 ]; then
   echo "the server was stopped; its log is $run/server.log"
 else
   echo "log      $run/server.log"
-  echo "stop it with Ctrl-C, or: kill -TERM $server"
   trap 'echo; stop_server && echo "the server has stopped"; trap - EXIT; exit 0' INT TERM
+  echo "stop it with Ctrl-C, or: kill -TERM $server"
   wait "$server"
 fi
