@@ -21,6 +21,8 @@ constexpr FormatVersion kStateFormat{1, 1};  // that of a state or a base by its
 constexpr size_t kFingerprintBytes = kFingerprintDigits / 2;
 constexpr char kBaseTag = 1;
 constexpr size_t kChecksumBytes = 8;
+constexpr char kUseTag = 1;  // below the names of `meta`'s other keys
+constexpr size_t kUseDayBytes = 4;
 
 // Takes fields off the front of a record; a read past the end empties it and is remembered.
 class Reader {
@@ -300,6 +302,68 @@ bool DecodeTruncation(std::string_view key, std::string_view value, Truncation& 
   return true;
 }
 
+std::string UseKey(int64_t day) {
+  std::string key(1, kUseTag);
+  AppendBigEndian(static_cast<uint32_t>(day) ^ uint32_t{1} << 31, kUseDayBytes, key);
+  return key;
+}
+
+std::string UseEnd() { return std::string(1, kUseTag + 1); }
+
+std::optional<int64_t> DecodeUseKey(std::string_view key) {
+  if (key.size() != 1 + kUseDayBytes || key[0] != kUseTag) return std::nullopt;
+  uint32_t bits = 0;
+  for (size_t i = 1; i < key.size(); ++i) bits = bits << 8 | static_cast<uint8_t>(key[i]);
+  return static_cast<int32_t>(bits ^ uint32_t{1} << 31);
+}
+
+// Most changes are 1: a byte for the length, and one for twice the number (or minus one, and one
+// more), seven bits in each byte.
+void AppendUse(std::string_view item_id, int64_t events, std::string& out) {
+  out.push_back(static_cast<char>(item_id.size() - 1));
+  out.append(item_id);
+  uint64_t bits = static_cast<uint64_t>(events) << 1 ^ static_cast<uint64_t>(events >> 63);
+  for (; bits >= 0x80; bits >>= 7) out.push_back(static_cast<char>(bits | 0x80));
+  out.push_back(static_cast<char>(bits));
+}
+
+bool UseReader::Next() {
+  if (rest_.empty() || !ok_) return false;
+  ok_ = false;
+  const size_t size = size_t{static_cast<uint8_t>(rest_[0])} + 1;
+  if (rest_.size() < 1 + size) return false;
+  const std::string_view last = std::exchange(item_id_, rest_.substr(1, size));
+  if (item_id_ <= last) return false;
+  rest_.remove_prefix(1 + size);
+  uint64_t bits = 0;
+  for (int shift = 0;; shift += 7) {
+    if (rest_.empty() || shift > 63) return false;
+    const auto byte = static_cast<uint8_t>(rest_[0]);
+    rest_.remove_prefix(1);
+    bits |= uint64_t{byte & 0x7fu} << shift;
+    if (byte >= 0x80) continue;
+    // Neither a zero, nor one at the end, nor more than 64 bits.
+    if (byte == 0 || (shift == 63 && byte > 1)) return false;
+    break;
+  }
+  events_ = static_cast<int64_t>(bits >> 1 ^ (~(bits & 1) + 1));
+  ok_ = true;
+  return true;
+}
+
+std::string EncodeUseDay(int64_t day) {
+  std::string value;
+  AppendLittleEndian(static_cast<uint64_t>(day), 8, value);
+  return value;
+}
+
+std::optional<int64_t> DecodeUseDay(std::string_view value) {
+  Reader reader(value);
+  const auto day = static_cast<int64_t>(reader.LittleEndian(8));
+  if (!reader.Finished()) return std::nullopt;
+  return day;
+}
+
 std::string EncodeFormatVersion(const FormatVersion& format) {
   std::string value;
   AppendLittleEndian(format.version, 4, value);
@@ -309,7 +373,7 @@ std::string EncodeFormatVersion(const FormatVersion& format) {
 
 std::optional<FormatVersion> DecodeFormatVersion(std::string_view value) {
   Reader reader(value);
-  FormatVersion format;
+  FormatVersion format{0, 0};
   format.version = static_cast<uint32_t>(reader.LittleEndian(4));
   format.min_reader = static_cast<uint32_t>(reader.LittleEndian(4));
   if (!reader.Finished() || format.min_reader > format.version || format.min_reader == 0) {

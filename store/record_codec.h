@@ -15,7 +15,7 @@
 
 namespace tim4rec {
 
-inline constexpr uint32_t kFormatVersion = 2;  // the newest that this program reads and writes
+inline constexpr uint32_t kFormatVersion = 3;  // the newest that this program reads and writes
 
 inline constexpr size_t kMaxIdBytes = 256;
 inline constexpr size_t kFingerprintDigits = 32;
@@ -66,13 +66,42 @@ bool DecodeState(std::string_view key, std::string_view value, StateRecord& reco
 void AppendTruncationValue(std::string_view key, const Truncation& truncation, std::string& out);
 bool DecodeTruncation(std::string_view key, std::string_view value, Truncation& truncation);
 
-// Value of `meta`'s format key.
-struct FormatVersion {
-  uint32_t version = 1;
-  uint32_t min_reader = 1;
+// Counts of a day's events by item, in `meta`: the key of a day, which is one of IsUseDay, and the
+// first key behind all of them.
+std::string UseKey(int64_t day);
+std::string UseEnd();
+std::optional<int64_t> DecodeUseKey(std::string_view key);
+// The next item of a day's counts, or changes of them: ids ascend, `events` is not 0.
+void AppendUse(std::string_view item_id, int64_t events, std::string& out);
+// Reads them back: `for (UseReader use(value); use.Next();)`. Not ok() once anything was wrong.
+class UseReader {
+ public:
+  explicit UseReader(std::string_view value) : rest_(value) {}
+
+  // False at the end, and at what AppendUse does not write.
+  bool Next();
+  std::string_view item_id() const { return item_id_; }
+  int64_t events() const { return events_; }
+  bool ok() const { return ok_; }
+
+ private:
+  std::string_view rest_;
+  std::string_view item_id_;
+  int64_t events_ = 0;
+  bool ok_ = true;
 };
-// Of a store with truncations: who overlooked them would fold the rest of a log from zero.
-inline constexpr FormatVersion kTruncatedFormat{2, 2};
+// Value of `meta`'s first use day.
+std::string EncodeUseDay(int64_t day);
+std::optional<int64_t> DecodeUseDay(std::string_view value);
+
+// Value of `meta`'s format key. Version 1 has events and states, 2 truncations too, and 3 counts of
+// the items' use, which whoever overlooked them would not keep up.
+struct FormatVersion {
+  uint32_t version = kFormatVersion;
+  uint32_t min_reader = kFormatVersion;
+};
+inline constexpr uint32_t kFirstTruncatedFormat = 2;
+inline constexpr uint32_t kFirstCountedFormat = 3;
 std::string EncodeFormatVersion(const FormatVersion& format);
 std::optional<FormatVersion> DecodeFormatVersion(std::string_view value);
 

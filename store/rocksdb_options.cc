@@ -1,8 +1,15 @@
 #include "store/rocksdb_options.h"
 
+#include <algorithm>
+#include <deque>
 #include <memory>
+#include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/string_view.h"
 #include "rocksdb/cache.h"
 #include "rocksdb/convenience.h"
 #include "rocksdb/filter_policy.h"
@@ -24,6 +31,52 @@ class UserPrefixTransform final : public rocksdb::SliceTransform {
   }
   bool InDomain(const rocksdb::Slice& key) const override {
     return UserPrefixBytes({key.data(), key.size()}) != 0;
+  }
+};
+
+// Values and operands are what AppendUse writes. Items' numbers are added up, and those that are
+// nothing are left out.
+class UseMergeOperator final : public rocksdb::MergeOperator {
+ public:
+  // Stored in the manifest: a new rule needs a new name.
+  const char* Name() const override { return "tim4rec.UseSum"; }
+  bool FullMergeV2(const MergeOperationInput& in, MergeOperationOutput* out) const override {
+    Sums sums;
+    if (in.existing_value != nullptr && !Add(*in.existing_value, &sums)) return false;
+    return AddAll(in.operand_list, &sums, &out->new_value);
+  }
+  bool PartialMergeMulti(const rocksdb::Slice& /*key*/, const std::deque<rocksdb::Slice>& operands,
+                         std::string* new_value, rocksdb::Logger* /*logger*/) const override {
+    Sums sums;
+    return AddAll(operands, &sums, new_value);
+  }
+
+ private:
+  using Sums = absl::flat_hash_map<absl::string_view, uint64_t>;  // no overflow, whatever is read
+
+  template <typename Operands>
+  static bool AddAll(const Operands& operands, Sums* sums, std::string* merged) {
+    for (const rocksdb::Slice& operand : operands) {
+      if (!Add(operand, sums)) return false;
+    }
+    std::vector<std::pair<absl::string_view, uint64_t>> ordered(sums->begin(), sums->end());
+    std::sort(ordered.begin(), ordered.end());
+    std::string row;
+    for (const auto& [item_id, events] : ordered) {
+      if (events == 0) continue;
+      AppendUse({item_id.data(), item_id.size()}, static_cast<int64_t>(events), row);
+    }
+    *merged = std::move(row);  // RocksDB's string may hold another row
+    return true;
+  }
+
+  static bool Add(const rocksdb::Slice& value, Sums* sums) {
+    UseReader use({value.data(), value.size()});
+    while (use.Next()) {
+      (*sums)[absl::string_view(use.item_id().data(), use.item_id().size())] +=
+          static_cast<uint64_t>(use.events());
+    }
+    return use.ok();
   }
 };
 
@@ -60,6 +113,10 @@ rocksdb::ColumnFamilyOptions FamilyOptions(const rocksdb::BlockBasedTableOptions
 
 }  // namespace
 
+std::shared_ptr<rocksdb::MergeOperator> NewUseMergeOperator() {
+  return std::make_shared<UseMergeOperator>();
+}
+
 rocksdb::DBOptions DatabaseOptions(const RocksDbStoreOptions& options) {
   rocksdb::DBOptions db;
   if (options.env != nullptr) db.env = options.env;
@@ -85,6 +142,7 @@ rocksdb::DBOptions DatabaseOptions(const RocksDbStoreOptions& options) {
 
 std::vector<rocksdb::ColumnFamilyDescriptor> ColumnFamilies(const RocksDbStoreOptions& options) {
   constexpr int64_t kSmallBufferBytes = 1 << 20;
+  constexpr int64_t kUseBufferShare = 4;  // a count takes less than an event
   auto cache = rocksdb::NewLRUCache(static_cast<size_t>(options.block_cache_bytes));
   auto prefix = std::make_shared<UserPrefixTransform>();
   const rocksdb::BlockBasedTableOptions table = TableOptions(cache);
@@ -102,11 +160,21 @@ std::vector<rocksdb::ColumnFamilyDescriptor> ColumnFamilies(const RocksDbStoreOp
   states.prefix_extractor = prefix;
   states.memtable_prefix_bloom_size_ratio = 0.01;
 
+  // Every event changes a count there.
+  rocksdb::ColumnFamilyOptions use =
+      FamilyOptions(table, options.write_buffer_bytes / kUseBufferShare);
+  use.merge_operator = NewUseMergeOperator();
+  // A change comes before those of its day that came earlier: next to the last one.
+  use.memtable_insert_with_hint_prefix_extractor.reset(
+      rocksdb::NewCappedPrefixTransform(UseKey(0).size()));
+  use.compression = EventCompression();
+
   const rocksdb::ColumnFamilyOptions small = FamilyOptions(table, kSmallBufferBytes);
   return {{rocksdb::kDefaultColumnFamilyName, small},
           {"events", events},
           {"states", states},
-          {"meta", small}};
+          {"meta", small},
+          {"use", use}};
 }
 
 }  // namespace tim4rec

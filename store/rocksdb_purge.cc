@@ -38,7 +38,7 @@ uint64_t FileNumber(std::string_view file) {
 // One that ran beside a CompactRange could move a table down to a level that the latter has found
 // empty, and it would stay as it is.
 rocksdb::Status RocksDbStore::Rep::SetAutoCompactions(bool on) {
-  for (const ColumnFamily family : {kEventsFamily, kStatesFamily}) {
+  for (const ColumnFamily family : {kEventsFamily, kStatesFamily, kUseFamily}) {
     rocksdb::Status set =
         db->SetOptions(families[family], {{"disable_auto_compactions", on ? "false" : "true"}});
     if (!set.ok()) return set;
@@ -102,6 +102,10 @@ absl::Status RocksDbStore::PurgeDeleted(std::string_view user_id) {
   for (const ColumnFamily family : {kEventsFamily, kStatesFamily}) {
     if (!status.ok()) break;
     status = rep_->db->CompactRange(compact, rep_->families[family], &begin_slice, &end_slice);
+  }
+  // Merged down there, counts of nothing are left out, and with them items of this user alone.
+  if (status.ok()) {
+    status = rep_->db->CompactRange(compact, rep_->families[kUseFamily], nullptr, nullptr);
   }
   // The manifest names the first and last key of every table. It is begun anew with each change
   // (max_manifest_file_size), with the state before that change: one more, and it has forgotten.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -203,8 +204,23 @@ absl::Status RocksDbStore::Rep::CheckFormat() {
         "store ", dir, " has format version ", format->version, " and needs a program that reads ",
         format->min_reader, ", this one reads up to ", kFormatVersion, ": use a newer program"));
   }
-  truncated = format->version >= kTruncatedFormat.version;
+  if (format->version < kFirstCountedFormat) {
+    truncated = format->version >= kFirstTruncatedFormat;
+    return absl::OkStatus();
+  }
+  const rocksdb::Status cut = db->Get({}, families[kMetaFamily], kTruncatedKey, &value);
+  if (!cut.ok() && !cut.IsNotFound()) return StatusOf(cut, "read whether logs are truncated");
+  truncated = cut.ok();
   return absl::OkStatus();
+}
+
+absl::Status RocksDbStore::Rep::CreateUseFamily() {
+  rocksdb::ColumnFamilyHandle* family = nullptr;
+  const auto descriptor = ColumnFamilies(options)[kUseFamily];
+  const rocksdb::Status created =
+      db->CreateColumnFamily(descriptor.options, descriptor.name, &family);
+  if (created.ok()) families.push_back(family);
+  return StatusOf(created, "create the family of counts");
 }
 
 // RocksDB does not go on after most failed writes. Opened anew, the log is what the disk has.
@@ -222,7 +238,14 @@ absl::Status RocksDbStore::Rep::OpenAnew(const absl::Status& cause) {
   }
   Close();
   generation.fetch_add(1);
-  return Open();
+  absl::Status opened = Open();
+  for (const auto& observer : Observers()) {
+    if (!opened.ok()) break;
+    observer->Begin();
+    opened = TellAll(*observer, UseIterator());
+  }
+  if (!opened.ok()) Close();
+  return opened;
 }
 
 absl::Status RocksDbStore::Rep::FindPresent(const std::vector<std::string>& keys,
@@ -262,13 +285,15 @@ std::unique_ptr<rocksdb::Iterator> RocksDbStore::Rep::UserIterator(
 
 // Whether the values can be decoded does not matter here: erasing must work on damaged records.
 absl::Status RocksDbStore::Rep::DeletePrefix(ColumnFamily family, const std::string& prefix,
-                                             rocksdb::WriteBatch& batch, uint64_t& count) const {
+                                             rocksdb::WriteBatch& batch, uint64_t& count,
+                                             const KeyValueVisitor& deleted) const {
   const std::string end = PrefixEnd(prefix);
   const rocksdb::Slice end_slice(end);
   auto iterator = UserIterator(family, prefix, end_slice);
   rocksdb::Status status;
   for (; iterator->Valid() && status.ok(); iterator->Next()) {
     if (iterator->key().size() > prefix.size()) ++count;
+    if (deleted != nullptr) deleted(StdView(iterator->key()), StdView(iterator->value()));
     status = batch.Delete(families[family], iterator->key());
   }
   if (status.ok()) status = iterator->status();
@@ -290,7 +315,7 @@ absl::StatusOr<std::unique_ptr<RocksDbStore>> RocksDbStore::Open(
 
 absl::Status RocksDbStore::Rep::Open() {
   rocksdb::DBOptions db_options = DatabaseOptions(options);
-  const auto descriptors = ColumnFamilies(options);
+  auto descriptors = ColumnFamilies(options);
   const bool existed = db_options.env->FileExists(dir + "/CURRENT").ok();
   if (!existed && (options.read_only || !options.create_if_missing)) {
     return absl::NotFoundError(absl::StrCat("store ", dir, " does not exist"));
@@ -299,6 +324,11 @@ absl::Status RocksDbStore::Rep::Open() {
     (void)db_options.env->CreateDirIfMissing(dir);  // for the log; if this fails, so does opening
   }
   db_options.info_log = NewInfoLog(dir);
+  std::vector<std::string> names;
+  if (existed && rocksdb::DB::ListColumnFamilies(db_options, dir, &names).ok() &&
+      std::find(names.begin(), names.end(), descriptors[kUseFamily].name) == names.end()) {
+    descriptors.pop_back();
+  }
   rocksdb::Status opened = OpenDatabase(db_options, descriptors);
   if (opened.IsCorruption() && !options.read_only) {
     opened = OpenWithoutZeroTails(db_options, descriptors, opened);
@@ -310,7 +340,11 @@ absl::Status RocksDbStore::Rep::Open() {
       return s;
     }
   }
-  return CheckFormat();
+  if (absl::Status format = CheckFormat(); !format.ok()) return format;
+  if (families.size() <= kUseFamily && !read_only) {
+    if (absl::Status created = CreateUseFamily(); !created.ok()) return created;
+  }
+  return OpenUse();
 }
 
 absl::StatusOr<std::vector<std::vector<AppendOutcome>>> RocksDbStore::Append(
@@ -339,6 +373,7 @@ absl::StatusOr<std::vector<std::vector<AppendOutcome>>> RocksDbStore::Append(
   outcomes.reserve(batch.size());
   absl::flat_hash_set<absl::string_view> added;
   rocksdb::WriteBatch writes;
+  UseChanges counts;
   std::string value;
   size_t i = 0;
   for (const UserEvents& user : batch) {
@@ -365,6 +400,7 @@ absl::StatusOr<std::vector<std::vector<AppendOutcome>>> RocksDbStore::Append(
       if (rocksdb::Status s = writes.Put(rep_->families[kEventsFamily], key, value); !s.ok()) {
         return fail(s, "collect events");
       }
+      counts.Add(event, 1);
     }
   }
   if (keys.empty()) return outcomes;
@@ -375,7 +411,7 @@ absl::StatusOr<std::vector<std::vector<AppendOutcome>>> RocksDbStore::Append(
     // of this call duplicates are durable too.
     rocksdb::WriteOptions write;
     write.sync = durability == Durability::kSynced;
-    written = rep_->db->Write(write, &writes);
+    written = rep_->WriteCounted(write, counts, writes);
   } else if (durability == Durability::kSynced) {
     written = rep_->db->SyncWAL();
   }
@@ -560,14 +596,26 @@ absl::StatusOr<DeletedUser> RocksDbStore::DeleteUser(std::string_view user_id) {
   const std::string prefix = UserPrefix(user_id);
   rocksdb::WriteBatch writes;
   DeletedUser deleted;
-  absl::Status found = rep_->DeletePrefix(kEventsFamily, prefix, writes, deleted.events);
+  UseChanges counts;
+  std::deque<Event> events;  // a damaged one stays counted: nobody knows its item
+  absl::Status found =
+      rep_->DeletePrefix(kEventsFamily, prefix, writes, deleted.events,
+                         [&](std::string_view key, std::string_view value) {
+                           std::string_view position;
+                           if (!DecodeEvent(key, value, events.emplace_back(), position))
+                             return events.pop_back();
+                           counts.Add(events.back(), -1);
+                         });
   found.Update(rep_->DeletePrefix(kStatesFamily, prefix, writes, deleted.states));
   if (!found.ok()) return found;
   // Through the log, unlike the states' own writes: replayed after a crash, the deletion covers
   // whatever of the states had reached the disk before it.
   rocksdb::WriteOptions write;
   write.sync = true;
-  if (absl::Status s = StatusOf(rep_->db->Write(write, &writes), "delete user"); !s.ok()) return s;
+  if (absl::Status s = StatusOf(rep_->WriteCounted(write, counts, writes), "delete user");
+      !s.ok()) {
+    return s;
+  }
   return deleted;
 }
 
@@ -633,6 +681,7 @@ uint64_t RocksDbStore::generation() const { return rep_->generation.load(); }
 StoreStats RocksDbStore::stats() const {
   return {.corrupt_states = rep_->corrupt_states.load(std::memory_order_relaxed),
           .corrupt_bases = rep_->corrupt_bases.load(std::memory_order_relaxed),
+          .recounts = rep_->recounts.load(std::memory_order_relaxed),
           .append_failures = rep_->append_failures.load(std::memory_order_relaxed)};
 }
 

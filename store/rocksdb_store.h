@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "store/event_log.h"
+#include "store/item_use.h"
 #include "store/state_store.h"
 
 namespace rocksdb {
@@ -29,6 +30,7 @@ struct RocksDbStoreOptions {
 struct StoreStats {
   uint64_t corrupt_states = 0;   // checkpoints ignored because a check failed
   uint64_t corrupt_bases = 0;    // bases refused because a check failed
+  uint64_t recounts = 0;         // damaged counts of the items' use replaced by those of the logs
   uint64_t append_failures = 0;  // Append calls that the disk refused
 };
 
@@ -97,6 +99,9 @@ class RocksDbStore final : public EventLog, public StateStore {
   // anew.
   absl::Status Truncate(std::span<const UserTruncation> users);
 
+  // Whether any log was ever truncated.
+  bool truncated() const;
+
   // Removes the user's events and the states of all models, durably and atomically.
   absl::StatusOr<DeletedUser> DeleteUser(std::string_view user_id);
 
@@ -108,6 +113,19 @@ class RocksDbStore final : public EventLog, public StateStore {
 
   // Visits all checkpoints and bases in key order until the visitor returns false.
   absl::Status ForEachState(const std::function<bool(const StoredState&)>& visitor) const;
+
+  // How often items were used: every event added is counted once, on its own time's day, and no
+  // more once its user is deleted; what retention removes stays counted. FORMAT.md says which days.
+  // False if it does not: a store of an older format that was opened read-only.
+  bool keeps_use() const;
+  // The first day that counts; the least number there is before the first event.
+  int64_t first_use_day() const;
+  // Visits the counts of `from_day` and later, in order of day and item. DATA_LOSS if one is
+  // damaged. A store of an older format, opened read-only, counts what its logs hold, in memory.
+  absl::Status ReadUse(int64_t from_day, const UseVisitor& visitor) const;
+  // Tells `observer` the counts, and from then on, as long as it lives, every change, each once.
+  // Also after the store was opened anew, from zero. Not while it is being told.
+  absl::Status ObserveUse(const std::shared_ptr<UseObserver>& observer);
 
   // Makes `dir`, which must not exist (ALREADY_EXISTS) but whose parent must, a store of its own
   // that holds every event appended and every state put before the call, and perhaps some of those

@@ -55,6 +55,8 @@ absl::StatusOr<std::optional<Truncation>> RocksDbStore::ReadTruncation(
   return rep_->ReadTruncation(user_id);
 }
 
+bool RocksDbStore::truncated() const { return rep_->truncated; }
+
 absl::StatusOr<std::optional<StateRecord>> RocksDbStore::GetBase(
     std::string_view user_id, std::string_view fingerprint) const {
   const Rep::Use use = rep_->Reading();
@@ -104,9 +106,8 @@ absl::Status RocksDbStore::Truncate(std::span<const UserTruncation> users) {
     }
   }
   if (writes.Count() == 0) return absl::OkStatus();
-  const rocksdb::Status format =
-      writes.Put(rep_->families[kMetaFamily], kFormatKey, EncodeFormatVersion(kTruncatedFormat));
-  if (!format.ok()) return StatusOf(format, "collect the format version");
+  const rocksdb::Status noted = writes.Put(rep_->families[kMetaFamily], kTruncatedKey, "");
+  if (!noted.ok()) return StatusOf(noted, "collect that logs are truncated");
   rep_->truncated = true;
   // All families through the log: after a crash either all of it is there or nothing.
   rocksdb::WriteOptions write;

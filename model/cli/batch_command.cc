@@ -43,6 +43,7 @@ struct BatchArguments {
   std::optional<int64_t> as_of_ms;
   int k = 10;
   int threads = 0;
+  double user_share = 1;
   bool include_seen = false;
 };
 
@@ -293,6 +294,25 @@ absl::Status ForEachAsked(const std::string& path, const RocksDbStore& store,
   return status;
 }
 
+// What a server tells its model of the items' use, read at once.
+absl::Status AddUse(const RocksDbStore& store, double user_share, const Engine& engine) {
+  const ItemTrend* trend = engine.package().trend();
+  if (trend == nullptr) return absl::OkStatus();
+  ItemBoosts& boosts = engine.boosts();
+  boosts.SetUserShare(user_share);
+  boosts.Begin();
+  const int64_t known_until = LastDay(trend->timeline);
+  absl::Status read = store.ReadUse(known_until, [&](const ItemUse& use) {
+    if (const auto item = engine.catalog().Find(use.item_id)) {
+      const ItemUseChange change = {*item, use.day, use.events};
+      boosts.Add({&change, 1}, store.first_use_day());
+    }
+    return true;
+  });
+  if (read.ok()) boosts.Swap();
+  return read;
+}
+
 absl::Status RunBatch(const BatchArguments& arguments) {
   const auto engine = OpenEngine(arguments.model, arguments.backend);
   if (!engine.ok()) return engine.status();
@@ -301,6 +321,8 @@ absl::Status RunBatch(const BatchArguments& arguments) {
   options.create_if_missing = false;
   const auto store = RocksDbStore::Open(arguments.store, options);
   if (!store.ok()) return store.status();
+  absl::Status used = AddUse(**store, arguments.user_share, **engine);
+  if (!used.ok()) return used;
   int64_t total = 0;
   absl::Status listed = ForEachAsked(arguments.users, **store, [&](const std::string&) {
     ++total;
@@ -352,6 +374,10 @@ void AddBatchCommand(CLI::App* app, absl::Status* status) {
       ->check(Between<int64_t>(0, std::numeric_limits<int64_t>::max()));
   command->add_option("--threads", arguments->threads, "Threads; 0: one per core")
       ->check(Between(0, 1024));
+  command
+      ->add_option("--user-share", arguments->user_share,
+                   "Which share of all users the store's server records (its store.user_share)")
+      ->check(Between(std::numeric_limits<double>::min(), 1.0));
   command->add_option("--backend", arguments->backend, "What computes: auto, cpu, ...");
   command->callback([arguments, status] { *status = RunBatch(*arguments); });
 }

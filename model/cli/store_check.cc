@@ -1,8 +1,12 @@
 #include "model/cli/store_check.h"
 
+#include <algorithm>
+#include <limits>
+#include <map>
 #include <optional>
 #include <set>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -11,6 +15,8 @@
 
 namespace tim4rec {
 namespace {
+
+using ItemDay = std::pair<int64_t, std::string>;
 
 class Checker {
  public:
@@ -23,8 +29,9 @@ class Checker {
       checked = CheckUser(std::string(user_id));
       return checked.ok();
     });
-    if (!checked.ok()) return checked;
-    return listed.ok() ? CheckStates("") : listed;
+    if (checked.ok()) checked = listed;
+    if (checked.ok()) checked = CheckUse();
+    return checked.ok() ? CheckStates("") : checked;
   }
 
   // The user's log, and that the model's checkpoint is its fold.
@@ -36,6 +43,7 @@ class Checker {
     const auto truncation = store_.ReadTruncation(user_id);
     if (absl::IsDataLoss(truncation.status())) {
       ++result.users;
+      logs_readable_ = false;
       Fault(user_id, std::string(truncation.status().message()));
       return absl::OkStatus();
     }
@@ -58,6 +66,7 @@ class Checker {
     absl::Status read = store_.Read(user_id, [&](std::string_view position, const Event& event) {
       CheckPlace(user_id, position, event, &last, &positions);
       ++result.events;
+      CountUse(event);
       lineage.Extend(position, event.item_id);
       if (const auto item = engine_.catalog().Find(event.item_id)) {
         fold.push_back({*item, FoldTimeMs(event)});
@@ -69,6 +78,7 @@ class Checker {
     });
     if (lineage.event_count > 0 || !read.ok()) ++result.users;
     if (absl::IsDataLoss(read)) {
+      logs_readable_ = false;
       Fault(user_id, std::string(read.message()));
       return absl::OkStatus();
     }
@@ -129,6 +139,47 @@ class Checker {
     on_fault_(user_id, fault);
   }
 
+  void CountUse(const Event& event) {
+    const int64_t day = UseDayOf(event.timestamp_ms);
+    if (day >= store_.first_use_day()) ++used_[{day, event.item_id}];
+    newest_day_ = std::max(newest_day_, day);
+  }
+
+  absl::Status CheckUse() {
+    if (!store_.keeps_use()) {
+      // A store of an older format has nothing to check, a damaged one says so.
+      absl::Status readable = store_.ReadUse(0, [](const ItemUse&) { return false; });
+      if (!absl::IsDataLoss(readable)) return readable;
+      Fault("", std::string(readable.message()));
+      return absl::OkStatus();
+    }
+    // What was removed, or cannot be read, may be counted too.
+    const bool all_logged = logs_readable_ && !store_.truncated();
+    const auto check = [&](const ItemDay& key, int64_t counted, int64_t logged) {
+      if (counted == logged || (!all_logged && counted > logged)) {
+        ++result.use_counts;
+        return;
+      }
+      Fault("", absl::StrCat("item '", key.second, "' is counted ", counted, " times on day ",
+                             key.first, ", and the logs have ", logged));
+    };
+    absl::Status read = store_.ReadUse(store_.first_use_day(), [&](const ItemUse& use) {
+      const auto logged = used_.find({use.day, std::string(use.item_id)});
+      check({use.day, std::string(use.item_id)}, use.events,
+            logged == used_.end() ? 0 : logged->second);
+      if (logged != used_.end()) used_.erase(logged);
+      return true;
+    });
+    for (const auto& [key, logged] : used_) check(key, 0, logged);
+    if (IsUseDay(newest_day_) && newest_day_ - kUseDays > store_.first_use_day()) {
+      Fault("", absl::StrCat("days before ", newest_day_ - kUseDays,
+                             " are still counted, and the newest event is of day ", newest_day_));
+    }
+    if (!absl::IsDataLoss(read)) return read;
+    Fault("", std::string(read.message()));
+    return absl::OkStatus();
+  }
+
   absl::Status CheckBase(const StoredState& state) {
     ++result.bases;
     const auto truncation = store_.ReadTruncation(state.user_id);
@@ -181,6 +232,9 @@ class Checker {
   const RocksDbStore& store_;
   const Engine& engine_;
   const FaultVisitor& on_fault_;
+  bool logs_readable_ = true;  // all of those read so far
+  std::map<ItemDay, int64_t> used_;
+  int64_t newest_day_ = std::numeric_limits<int64_t>::min();
 };
 
 }  // namespace

@@ -23,6 +23,7 @@ struct StoreCheck {
   uint64_t stale_states = 0;         // those of no beginning of the log: never used, so no fault
   uint64_t bases = 0;                // what truncated logs are folded from, of all models
   uint64_t other_models_states = 0;  // sound records of other models
+  uint64_t use_counts = 0;           // of an item on a day, that are those of the logs
   uint64_t faults = 0;
 };
 

@@ -42,6 +42,9 @@ absl::Status RunVerify(const VerifyArguments& arguments) {
   Say(absl::StrCat("checkpoints: ", checked->equal_states, " equal the fold of the log, ",
                    checked->stale_states, " do not match it and are not used, ",
                    checked->other_models_states, " are of other models"));
+  if (arguments.user.empty()) {
+    Say(absl::StrCat("use of items: ", checked->use_counts, " counts are those of the logs"));
+  }
   if (checked->faults == 0) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat(checked->faults, " faults in ", arguments.store));
 }

@@ -15,7 +15,7 @@
 
 namespace tim4rec {
 
-// Immutable but for the backend's slots; thread-safe as Backend is.
+// Immutable but for the backend's slots and the use in boosts(); thread-safe as Backend is.
 class Engine {
  public:
   // `backend`: a name in the registry, or "auto" for the first of its preference that starts.
@@ -34,6 +34,8 @@ class Engine {
   // Of "auto": the preferred backends that do not serve, each with the reason; "" if there are
   // none.
   const std::string& passed_over() const { return passed_over_; }
+  // What TopK adds to the scores; a server tells it what it records.
+  ItemBoosts& boosts() const { return boosts_; }
 
   // Backend::TopK with what the model adds to the scores at the time of the query that each request
   // stands for, `queries` being as many; requests come without a boost.

@@ -26,6 +26,7 @@
 #include "server/app/run_marker.h"
 #include "server/app/store_watch.h"
 #include "server/pipeline/model_swap.h"
+#include "server/pipeline/model_use.h"
 #include "server/pipeline/models.h"
 #include "server/pipeline/pipeline.h"
 #include "server/security/secrets.h"
@@ -153,6 +154,7 @@ struct Server::Rep {
   absl::Status OpenSecrets();
   absl::Status OpenConfiguredModel();
   absl::Status OpenStore();
+  absl::Status Follow(LoadedModel* model);
   void UpdateMetrics();
   void StartPipeline();
   absl::Status StartGrpc();
@@ -226,7 +228,12 @@ absl::Status Server::Rep::OpenStore() {
   }
   metrics.resident_users_limit->Set(static_cast<double>(config.pipeline.max_resident_users));
   metrics.OnScrape([this] { UpdateMetrics(); });
-  return absl::OkStatus();
+  return Follow(models->serving().get());
+}
+
+absl::Status Server::Rep::Follow(LoadedModel* model) {
+  absl::Status follows = FollowUse(*store, config.store.user_share, model);
+  return follows.ok() ? follows : Named("store: trend of items", follows);
 }
 
 void Server::Rep::UpdateMetrics() {
@@ -236,6 +243,7 @@ void Server::Rep::UpdateMetrics() {
   const StoreStats stats = store->stats();
   set(metrics.corrupt_states, stats.corrupt_states);
   set(metrics.corrupt_bases, stats.corrupt_bases);
+  set(metrics.use_recounts, stats.recounts);
   const StoreSizes sizes = store->sizes();
   set(metrics.store_table_bytes, sizes.table_bytes);
   set(metrics.store_memtable_bytes, sizes.memtable_bytes);
@@ -288,7 +296,8 @@ absl::Status Server::Rep::StartAdmin() {
   swap = std::make_unique<ModelSwap>(
       ModelSwap::Options{config.model.backend, absl::Milliseconds(config.model.keep_states_ms),
                          RetentionOf(config).on()},
-      ModelSwap::Deps{models.get(), pipeline.get(), store.get(), &metrics, &BuiltinBackends()});
+      ModelSwap::Deps{models.get(), pipeline.get(), store.get(), &metrics, &BuiltinBackends(),
+                      [this](LoadedModel* model) { return Follow(model); }});
   admin_service = std::make_unique<AdminService>(
       AdminDeps{service_deps, swap.get(),
                 [this] {

@@ -14,6 +14,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "server/config/default_yaml.h"
 
@@ -37,6 +38,7 @@ void VisitKeys(Config& c, Visitor&& visit) {
   visit("store.write_buffer_bytes", c.store.write_buffer_bytes);
   visit("store.max_events_per_user", c.store.max_events_per_user);
   visit("store.event_ttl_ms", c.store.event_ttl_ms);
+  visit("store.user_share", c.store.user_share);
   visit("pipeline.workers", c.pipeline.workers);
   visit("pipeline.queue_rows", c.pipeline.queue_rows);
   visit("pipeline.queue_bytes", c.pipeline.queue_bytes);
@@ -100,6 +102,7 @@ bool IsAddress(const std::string& text) {
 }
 
 bool Parse(const std::string& text, int64_t* value) { return absl::SimpleAtoi(text, value); }
+bool Parse(const std::string& text, double* value) { return absl::SimpleAtod(text, value); }
 bool Parse(const std::string& text, bool* value) {
   *value = text == "true";
   return *value || text == "false";
@@ -110,10 +113,12 @@ bool Parse(const std::string& text, std::string* value) {
 }
 
 const char* KindOf(int64_t) { return "a whole number"; }
+const char* KindOf(double) { return "a number"; }
 const char* KindOf(bool) { return "true or false"; }
 const char* KindOf(const std::string&) { return "text"; }
 
 std::string TextOf(int64_t value) { return absl::StrCat(value); }
+std::string TextOf(double value) { return absl::StrFormat("%.17g", value); }
 std::string TextOf(bool value) { return value ? "true" : "false"; }
 std::string TextOf(const std::string& value) { return value; }
 
@@ -176,6 +181,10 @@ absl::Status ServerConfig::Validate() const {
   range("store.write_buffer_bytes", store.write_buffer_bytes, 64 << 10, kTebi);
   range("store.max_events_per_user", store.max_events_per_user, 0, kTebi);
   range("store.event_ttl_ms", store.event_ttl_ms, 0, 100 * kYearMs);
+  if (!(store.user_share > 0 && store.user_share <= 1)) {
+    faults.push_back(
+        absl::StrCat("store.user_share: ", store.user_share, " is not above 0 and at most 1"));
+  }
   range("pipeline.workers", pipeline.workers, 0, 1024);
   range("pipeline.queue_rows", pipeline.queue_rows, 1, 1 << 24);
   range("pipeline.queue_bytes", pipeline.queue_bytes, 1024, kTebi);

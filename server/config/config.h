@@ -32,6 +32,7 @@ struct ServerConfig {
     int64_t write_buffer_bytes = 67108864;
     int64_t max_events_per_user = 0;
     int64_t event_ttl_ms = 0;
+    double user_share = 1;
   } store;
 
   struct Pipeline {

@@ -28,6 +28,9 @@ absl::StatusOr<ModelHandle> ModelSwap::Load(const std::string& directory, const 
   if (model.ok() && options_.exact_only) {
     if (absl::Status exact = CheckExact(**model); !exact.ok()) model = exact;
   }
+  if (model.ok()) {
+    if (absl::Status follows = deps_.follow_use(model->get()); !follows.ok()) model = follows;
+  }
   if (!model.ok()) {
     if (listed != nullptr) deps_.models->Remove(listed.get());
     return model.status();

@@ -35,6 +35,7 @@ class ModelSwap {
     StateStore* states;
     Metrics* metrics;
     const BackendRegistry* backends;
+    std::function<absl::Status(LoadedModel*)> follow_use;  // of a model that is to be listed
   };
   ModelSwap(Options options, const Deps& deps) : options_(std::move(options)), deps_(deps) {}
 

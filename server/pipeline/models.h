@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "model/engine/engine.h"
+#include "store/item_use.h"
 
 namespace tim4rec {
 
@@ -27,6 +28,7 @@ struct LoadedModel {
   absl::Time loaded_at;
   std::shared_ptr<const ModelPackage> package;
   std::shared_ptr<const Engine> engine;  // null while it loads
+  std::shared_ptr<UseObserver> use;      // what its trend follows the store by (FollowUse), or null
 
   // Set by ModelSwap, read by workers. From then on (unix milliseconds) the states in memory of a
   // model that served before are freed, once.

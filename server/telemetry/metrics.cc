@@ -138,6 +138,9 @@ Metrics::Metrics() : registry_(std::make_shared<prometheus::Registry>()) {
                             "Checkpoints that failed a check of their envelope since start");
   corrupt_bases = OneGauge(r, "tim4rec_corrupt_bases",
                            "Bases of truncated logs that failed a check since start");
+  use_recounts = OneGauge(r, "tim4rec_use_recounts",
+                          "Times that damaged counts of the items' use were counted anew from the "
+                          "logs since start");
   resident_users = OneGauge(r, "tim4rec_resident_users", "States in memory");
   resident_users_limit = OneGauge(r, "tim4rec_resident_users_limit", "States that memory may hold");
   loaded_models =

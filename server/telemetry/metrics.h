@@ -143,6 +143,7 @@ class Metrics {
   prometheus::Gauge* device_lost;
   prometheus::Gauge* corrupt_states;
   prometheus::Gauge* corrupt_bases;
+  prometheus::Gauge* use_recounts;
   prometheus::Gauge* resident_users;
   prometheus::Gauge* resident_users_limit;
   prometheus::Gauge* loaded_models;

@@ -183,6 +183,8 @@ class Overlays(unittest.TestCase):
             listed = re.findall(r"^server (\S+) max_fails=0;$", rendered.files("tim4rec-router")["servers.conf"], re.M)
             port = rendered.server()["ports"][0]["containerPort"]
             self.assertEqual(listed, [f"{s}:{port}" for s in shards])
+            share = yaml.safe_load(rendered.files("tim4rec-config")["server.yaml"])["store"]["user_share"]
+            self.assertAlmostEqual(share, 1 / len(shards), places=3)
             services = {s["metadata"]["name"]: s["spec"] for s in rendered.all("Service")}
             for shard in shards:
                 self.assertEqual(services[shard]["selector"]["statefulset.kubernetes.io/pod-name"], shard)

@@ -16,6 +16,7 @@
 #include "tests/e2e/plain_fold.h"
 #include "tests/e2e/server_process.h"
 #include "tests/store/store_fixture.h"
+#include "tests/store/use_counts.h"
 
 namespace tim4rec {
 namespace {
@@ -77,6 +78,7 @@ class Crash : public ServerTest {
     options.read_only = true;
     const auto store = RocksDbStore::Open(data(), options);
     ASSERT_TRUE(store.ok()) << store.status();
+    EXPECT_EQ(StoredUse(**store), LoggedUse(**store));
     logs_.assign(kUsers, {});
     for (int user = 0; user < kUsers && !HasFailure(); ++user) {
       SCOPED_TRACE(CrashTraffic::UserName(user));

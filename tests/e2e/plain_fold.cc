@@ -51,7 +51,8 @@ std::string PlainFold::State(const UserLog& log, size_t events) const {
   return record;
 }
 
-std::vector<std::string> PlainFold::Top(const UserLog& log, int64_t as_of_ms, int k) const {
+std::vector<std::string> PlainFold::Top(const UserLog& log, int64_t as_of_ms, int k,
+                                        const RecordedEvents& recorded, int64_t first_day) const {
   Backend& backend = engine_->backend();
   const Slot slot = Fold(log, log.size());
   std::set<int32_t> seen;
@@ -62,15 +63,19 @@ std::vector<std::string> PlainFold::Top(const UserLog& log, int64_t as_of_ms, in
   std::vector<float> query(engine_->config().hidden_size);
   const QueryRequest ask[] = {{slot, as_of_ms}};
   EXPECT_TRUE(backend.Query(ask, query).ok());
+  std::vector<float> boost;
+  if (engine_->package().trend() != nullptr) {
+    boost = PlainBoost(engine_->package(), recorded, first_day, 1, as_of_ms);
+  }
   const TopKRequest rank[] = {{.query = query,
                                .k = k,
                                .excluded = excluded,
                                .candidates_only = false,
                                .candidates = {},
                                .eligible = {},
-                               .boost = {}}};
+                               .boost = boost}};
   std::vector<std::vector<ScoredItem>> results;
-  EXPECT_TRUE(engine_->TopK(rank, ask, &results).ok());
+  EXPECT_TRUE(backend.TopK(rank, &results).ok());
   backend.Release(slot);
   std::vector<std::string> top;
   for (const ScoredItem& item : results[0]) {

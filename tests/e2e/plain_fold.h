@@ -12,6 +12,7 @@
 
 #include "model/engine/engine.h"
 #include "store/event.h"
+#include "tests/model/plain_trend.h"
 
 namespace tim4rec {
 
@@ -36,7 +37,9 @@ class PlainFold {
 
   // "item:score bits" of the k best, best first, items of the log left out. The log holds an event
   // of a known item.
-  std::vector<std::string> Top(const UserLog& log, int64_t as_of_ms, int k) const;
+  // What the items' use adds to the scores is that of the package and of these events.
+  std::vector<std::string> Top(const UserLog& log, int64_t as_of_ms, int k,
+                               const RecordedEvents& recorded = {}, int64_t first_day = 0) const;
 
  private:
   Slot Fold(const UserLog& log, size_t events) const;

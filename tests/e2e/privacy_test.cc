@@ -44,7 +44,8 @@ class Privacy : public ServerTest {
       if (entry.path().extension() != ".sst") continue;
       std::string content = ReadText(entry.path());
       const size_t at = content.find(kMark);
-      if (at == std::string::npos) continue;
+      // Not the counts, which have the item alone.
+      if (at == std::string::npos || content.find("tim4rec.UseSum") != std::string::npos) continue;
       content[at] ^= 1;
       std::ofstream(entry.path(), std::ios::binary) << content;
       return;

@@ -13,6 +13,8 @@
 #include "gmock/gmock.h"
 #include "tests/e2e/plain_fold.h"
 #include "tests/e2e/server_process.h"
+#include "tests/e2e/tiny_model_seed.h"
+#include "tests/model/tiny_model.h"
 
 namespace tim4rec {
 namespace {
@@ -29,7 +31,18 @@ class RandomApi : public ServerTest {
     }
     std::printf("TIM4REC_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
     random_.seed(seed_);
+    EXPECT_TRUE(WritePackage(dir_ + "/model", Model()).ok());
+    fold_ = std::make_unique<PlainFold>(dir_ + "/model");
     Restart(SIGTERM);
+  }
+
+  // With a trend that ends a while after the first events.
+  PackageContents Model() const {
+    PackageContents contents = MakeTinyModel(kTinyModelSeed);
+    contents.trend =
+        RandomTrend(contents.config.n_items, DayOf(start_) - 40, DayOf(start_) + 20, 1);
+    for (ProbeCase& probe : contents.probe) probe.top_items.clear();
+    return contents;
   }
 
   uint64_t Random(uint64_t below) { return random_() % below; }
@@ -40,7 +53,10 @@ class RandomApi : public ServerTest {
       server_->Signal(signal);
       EXPECT_EQ(server_->Wait(), signal == SIGTERM ? 0 : -signal) << server_->errors();
     }
-    server_ = Serve(dir_ + "/data");
+    server_ = std::make_unique<ServerProcess>(
+        std::vector<std::string>{"--model", dir_ + "/model", "--data", dir_ + "/data", "--listen",
+                                 "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"});
+    EXPECT_TRUE(server_->WaitUntilServing()) << server_->errors();
     stub_ = Connect(*server_);
   }
 
@@ -55,7 +71,7 @@ class RandomApi : public ServerTest {
       return interaction;
     }
     const int64_t last = log.empty() ? start_ : log.rbegin()->second.timestamp_ms;
-    const auto step = static_cast<int64_t>(Random(kDay / 100));
+    const auto step = static_cast<int64_t>(Random(Random(3) == 0 ? kDay / 100 : 3 * kDay));
     interaction.set_item_id(absl::StrCat("item", 1 + Random(kItems)));
     interaction.set_timestamp_ms(Random(6) == 0 ? last - step : last + step * (Random(5) > 0));
     if (Random(2) == 0) interaction.set_event_id(absl::StrCat("e", Random(1000)));
@@ -78,12 +94,17 @@ class RandomApi : public ServerTest {
         statuses.push_back(v1::INTERACTION_STATUS_REJECTED);
       } else if (!log->emplace(PositionOf(event), event).second) {
         statuses.push_back(v1::INTERACTION_STATUS_DUPLICATE);
-      } else if (!fold_.Knows(event)) {
+        continue;
+      } else if (!fold_->Knows(event)) {
         statuses.push_back(v1::INTERACTION_STATUS_UNKNOWN_ITEM);
       } else {
         statuses.push_back(PositionOf(event) < last ? v1::INTERACTION_STATUS_LATE_REFOLDED
                                                     : v1::INTERACTION_STATUS_APPLIED);
       }
+      if (event.item_id.empty()) continue;
+      const int64_t day = DayOf(event.timestamp_ms);
+      ++recorded_[{day, event.item_id}];
+      newest_day_ = std::max(newest_day_, day);
     }
     return statuses;
   }
@@ -105,6 +126,8 @@ class RandomApi : public ServerTest {
       options.set_as_of_ms(event.timestamp_ms + static_cast<int64_t>(Random(3)) - 1);
     } else if (Random(2) == 0) {
       options.set_as_of_ms(NowMs() + static_cast<int64_t>(Random(10 * kDay)));
+    } else if (Random(2) == 0) {
+      options.set_as_of_ms(newest_day_ * kDay + static_cast<int64_t>(Random(3 * kDay)));
     }
     return options;
   }
@@ -119,7 +142,7 @@ class RandomApi : public ServerTest {
     for (const auto& [position, event] : log) {
       if (options.as_of_ms() != 0 && event.timestamp_ms > options.as_of_ms()) continue;
       until.emplace(position, event);
-      known += fold_.Knows(event);
+      known += fold_->Knows(event);
     }
     EXPECT_EQ(provenance.state_version(), until.size());
     EXPECT_EQ(provenance.event_count(), known);
@@ -137,7 +160,7 @@ class RandomApi : public ServerTest {
     for (const auto& item : response.items()) {
       items.push_back(absl::StrCat(item.item_id(), ":", std::bit_cast<uint32_t>(item.score())));
     }
-    EXPECT_EQ(items, fold_.Top(until, provenance.as_of_ms(), k));
+    EXPECT_EQ(items, fold_->Top(until, provenance.as_of_ms(), k, recorded_, newest_day_ - 180));
   }
 
   void RandomRecord() {
@@ -277,6 +300,9 @@ class RandomApi : public ServerTest {
     Context context;
     ASSERT_TRUE(stub_->DeleteUser(&context, request, &response).ok());
     EXPECT_EQ(response.events_removed(), logs_[user].size());
+    for (const auto& [position, event] : logs_[user]) {
+      --recorded_[{DayOf(event.timestamp_ms), event.item_id}];
+    }
     logs_.erase(user);
   }
 
@@ -295,8 +321,10 @@ class RandomApi : public ServerTest {
 
   uint64_t seed_ = std::random_device()();
   std::mt19937_64 random_;
-  const int64_t start_ = NowMs() - 400 * kDay;
-  const PlainFold fold_;
+  const int64_t start_ = NowMs() - 700 * kDay;
+  std::unique_ptr<PlainFold> fold_;
+  RecordedEvents recorded_;             // what the logs hold
+  int64_t newest_day_ = DayOf(start_);  // of all events ever
   std::map<std::string, UserLog> logs_;
   std::unique_ptr<ServerProcess> server_;
   std::unique_ptr<v1::Recommender::Stub> stub_;

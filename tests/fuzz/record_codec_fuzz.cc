@@ -59,6 +59,15 @@ void TryTruncation(const std::string& key, const std::string& value) {
   Require(UserPrefix(*UserOfKey(key)) == key);
 }
 
+void TryUse(const std::string& key, const std::string& value) {
+  if (const auto day = DecodeUseKey(key)) Require(UseKey(*day) == key);
+  std::string again;
+  UseReader use(value);
+  while (use.Next()) AppendUse(use.item_id(), use.events(), again);
+  Require(value.starts_with(again));
+  Require(use.ok() == (again == value));
+}
+
 }  // namespace
 }  // namespace tim4rec
 
@@ -72,6 +81,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   TryEvent(key, value);
   TryState(key, value);
   TryTruncation(key, value);
+  TryUse(key, value);
   DecodePosition(key);
   if (!PrefixEnd(key).empty()) Require(PrefixEnd(key) > key);
   Require(UserPrefixBytes(key) <= key.size());

@@ -25,7 +25,7 @@ from tim4rec.v1 import admin_pb2, admin_pb2_grpc  # noqa: E402
 
 BUILD = pathlib.Path(sys.argv.pop(1)).resolve()
 BATCH = pathlib.Path(sys.executable).with_name("tim4rec-batch")
-T0, USERS = 1_700_000_000_000, 4000
+T0, USERS, DAY = 1_700_000_000_000, 4000, 86_400_000
 AS_OF = T0 + 10**9
 MOST_KEPT = 2 + 16  # events of a log with store.max_events_per_user 2, before retention cuts it
 
@@ -174,48 +174,52 @@ class SecuredBatch(unittest.TestCase):
 class Offline(unittest.TestCase):
     """`tim4rec batch` on the store of a stopped server gives what the server gave, bit for bit."""
 
+    model = TINY_MODEL
+
     def offline(self, *flags, code=0):
-        done = subprocess.run([BUILD / "bin" / "tim4rec", "batch", "--store", self.data, "--model", TINY_MODEL, *flags],
+        done = subprocess.run([BUILD / "bin" / "tim4rec", "batch", "--store", self.data, "--model", self.model, *flags],
                               capture_output=True, text=True, check=False, timeout=120)
         self.assertEqual(done.returncode, code, done.stderr)
         return [line.split("\t") for line in done.stdout.splitlines()], done.stderr
 
     def test_lists_are_those_of_the_server(self):
-        self.compare(rounds=20, environment={})
+        self.compare(rounds=20, environment={"TIM4REC_STORE_USER_SHARE": "0.5"}, flags=("--user-share", "0.5"))
 
     def test_lists_of_logs_that_retention_cut_are_those_of_the_server(self):
         errors = self.compare(rounds=60, environment={"TIM4REC_STORE_MAX_EVENTS_PER_USER": "2"})
         self.assertTrue(errors, "of no user was a time asked that retention has removed")
 
-    def compare(self, rounds, environment):
+    def compare(self, rounds, environment, flags=()):
         """Random events, the server's lists, then those of its store; returns the users that neither can answer."""
         seed = time.time_ns()
         print(f"seed {seed}")
         rng = random.Random(seed)
         made = tempfile.TemporaryDirectory()
         self.addCleanup(made.cleanup)
-        self.data = pathlib.Path(made.name, "data")
+        self.data, self.model = pathlib.Path(made.name, "data"), pathlib.Path(made.name, "model")
+        day = T0 // DAY  # the items' trend ends before the events, which go on with it
+        subprocess.run([BUILD / "bin" / "write_tiny_model", self.model, str(day - 40), str(day - 10)], check=True, timeout=60)
         users = [f"u{n}" for n in range(700)]
         asked = {"k": 7, "as_of_ms": T0 + 30_000}  # in the midst of the events: of most users the past is asked
-        with ServerProcess(BUILD, self.data, env=environment) as server, Client(server.address) as client:
+        with ServerProcess(BUILD, self.data, env=environment, model=self.model) as server, Client(server.address) as client:
             with client.stream() as stream:
                 stream.send({u: [Interaction("item1", T0)] for u in users})  # so that each of them is in the store
                 for _ in range(rounds):  # late ones and items that the model does not know among them
-                    stream.send({u: [Interaction(f"item{rng.randint(1, 62)}", T0 + rng.randint(0, 32) * 1000)]
+                    stream.send({u: [Interaction(f"item{rng.randint(1, 62)}", T0 + rng.randint(0, 32) * 1000 - rng.randint(0, 2) * 4 * DAY)]
                                  for u in rng.sample(users, 300)})
-            while environment and any(u.event_count - u.removed_events > MOST_KEPT for u in map(client.get_user, users)):
+            while "TIM4REC_STORE_MAX_EVENTS_PER_USER" in environment and any(u.event_count - u.removed_events > MOST_KEPT for u in map(client.get_user, users)):
                 time.sleep(0.1)  # retention follows the events
             online = {seen: {a.user_id: a for a in client.recommend_batch(
                 users + ["nobody"], Query(exclude_seen=seen, **asked))} for seen in (True, False)}
             self.assertEqual(server.stop(), 0)
         some = pathlib.Path(made.name, "some")
         some.write_text("u5\nnobody\nu3\n")
-        common = ["--k", "7", "--as-of-ms", str(asked["as_of_ms"])]
+        common = ["--k", "7", "--as-of-ms", str(asked["as_of_ms"]), *flags]
         stored = sorted(users, key=lambda u: (len(u), u))  # in the order of keys
-        for flags, seen, expected in ((["--threads", "3"], True, stored), (["--include-seen"], False, stored),
+        for more, seen, expected in ((["--threads", "3"], True, stored), (["--include-seen"], False, stored),
                                       (["--users", some], True, ["u5", "nobody", "u3"])):
             errors = [u for u in expected if online[seen][u].error]
-            rows, said = self.offline(*common, *flags, code=1 if errors else 0)
+            rows, said = self.offline(*common, *more, code=1 if errors else 0)
             self.assertIn(f"{len(expected)} users in", said)
             for user in errors:
                 self.assertIn(f"'{user}'", said)
@@ -225,6 +229,9 @@ class Offline(unittest.TestCase):
             self.assertEqual([u for u in expected if u not in errors], list(lists))
             for user, items in lists.items():
                 self.assertEqual(items, [(i.item_id, i.score) for i in online[seen][user].recommendation.items], user)
+        # The trend is in the lists: without what the store counted, they are others.
+        with self.subTest("counts matter"):
+            self.assertNotEqual(rows, self.offline(*common[:4], *more, "--user-share", "0.001", code=1 if errors else 0)[0])
         tiers = {a.recommendation.provenance.tier.name for a in online[True].values() if a.recommendation}
         self.assertLessEqual({"HOT", "REBUILT"}, tiers)
         return [u for u in users if online[True][u].error]

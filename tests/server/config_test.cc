@@ -55,14 +55,29 @@ TEST(ServerConfig, ListsAllFaultsAtOnce) {
   config.pipeline.late_policy = "ignore";
   config.store.max_events_per_user = -1;
   config.store.event_ttl_ms = -1;
+  config.store.user_share = 0;
   const std::string faults = Message(config.Validate());
   EXPECT_THAT(faults, AllOf(HasSubstr("listen: \"nowhere\""), HasSubstr("127.0.0.1:99999"),
                             HasSubstr("admin_listen: \"0.0.0.0:50052\" is not of this machine"),
                             HasSubstr("pipeline.max_batch: 0 is outside 1…65536"),
                             HasSubstr("store.max_events_per_user: -1 is outside 0…"),
                             HasSubstr("store.event_ttl_ms: -1 is outside 0…"),
+                            HasSubstr("store.user_share: 0 is not above 0 and at most 1"),
                             HasSubstr("late_policy: \"ignore\" is none of refold, append, reject"),
                             HasSubstr("log.level: \"loud\"")));
+}
+
+TEST(ServerConfig, AShareIsANumber) {
+  ServerConfig config = Valid();
+  ASSERT_TRUE(SetKeys({{"store.user_share", "0.3333"}}, "", &config).ok());
+  EXPECT_EQ(config.store.user_share, 0.3333);
+  EXPECT_TRUE(config.Validate().ok());
+  for (const char* share : {"1.01", "-0.5", "nan", "inf"}) {
+    ASSERT_TRUE(SetKeys({{"store.user_share", share}}, "", &config).ok());
+    EXPECT_FALSE(config.Validate().ok()) << share;
+  }
+  EXPECT_THAT(Message(SetKeys({{"store.user_share", "a third"}}, "", &config)),
+              HasSubstr("\"a third\" is not a number"));
 }
 
 TEST(ServerConfig, UnknownKeysAreAnErrorThatNamesAll) {

@@ -47,10 +47,10 @@ class ModelsTest : public PipelineTest {
 
   void Begin(absl::Duration keep = absl::Hours(1)) {
     Start();
-    swap_ =
-        std::make_unique<ModelSwap>(ModelSwap::Options{"cpu", keep},
-                                    ModelSwap::Deps{models_.get(), pipeline_.get(), store_.get(),
-                                                    &metrics_, &BuiltinBackends()});
+    swap_ = std::make_unique<ModelSwap>(
+        ModelSwap::Options{"cpu", keep},
+        ModelSwap::Deps{models_.get(), pipeline_.get(), store_.get(), &metrics_, &BuiltinBackends(),
+                        [this](LoadedModel* model) { return Follow(model); }});
   }
 
   absl::Status Promote(const ModelHandle& model) {

@@ -14,6 +14,7 @@
 
 #include "gtest/gtest.h"
 #include "model/engine/engine.h"
+#include "server/pipeline/model_use.h"
 #include "server/pipeline/models.h"
 #include "server/pipeline/pipeline.h"
 #include "store/rocksdb_store.h"
@@ -72,6 +73,11 @@ class PipelineTest : public testing::Test {
   // A model of its own that is in no list yet, from contents.
   static ModelHandle NewModel(const std::string& name, PackageContents contents,
                               const std::string& backend = "cpu");
+
+  // Has the model's trend follow the store, as of that share of the users.
+  absl::Status Follow(LoadedModel* model, double user_share = 1) {
+    return FollowUse(*store_, user_share, model);
+  }
 
   // (Re)starts the pipeline over the same store.
   void Start();

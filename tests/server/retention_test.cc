@@ -431,7 +431,8 @@ TEST_F(RetentionTest, AModelThatIsLoadedLaterBeginsAtTheCut) {
   // Unloading takes checkpoints and bases: loaded again, it begins at the cut.
   Start();
   ModelSwap swap({"cpu"},
-                 {models_.get(), pipeline_.get(), store_.get(), &metrics_, &BuiltinBackends()});
+                 {models_.get(), pipeline_.get(), store_.get(), &metrics_, &BuiltinBackends(),
+                  [this](LoadedModel* model) { return Follow(model); }});
   ASSERT_TRUE(swap.Unload(b->version).ok());
   EXPECT_FALSE((*store_->GetBase("u", b->fingerprint())).has_value());
   EXPECT_TRUE((*store_->GetBase("u", a->fingerprint())).has_value());
@@ -456,7 +457,8 @@ TEST_F(RetentionTest, CutsWhileAPromotionRefoldsLeaveBothStatesThoseOfAllEvents)
   std::vector<int64_t> recorded(kUsers, 150);
   for (int u = 0; u < kUsers; ++u) Record(user(u), Numbers(1, recorded[u]));
   ModelSwap swap({"cpu", absl::Hours(1)},
-                 {models_.get(), pipeline_.get(), store_.get(), &metrics_, &BuiltinBackends()});
+                 {models_.get(), pipeline_.get(), store_.get(), &metrics_, &BuiltinBackends(),
+                  [this](LoadedModel* model) { return Follow(model); }});
   std::atomic<bool> done = false;
   std::thread swaps([&] {
     for (int i = 0; i < 6; ++i) {
@@ -495,7 +497,8 @@ TEST_F(RetentionTest, AnInexactModelIsNotLoaded) {
   const std::string dir = dir_ + "/model";
   ASSERT_TRUE(WritePackage(dir, MakeTinyModel(9)).ok());
   ModelSwap swap({.backend = "cpu", .keep_states_for = absl::Hours(1), .exact_only = true},
-                 {models_.get(), pipeline_.get(), store_.get(), &metrics_, &BuiltinBackends()});
+                 {models_.get(), pipeline_.get(), store_.get(), &metrics_, &BuiltinBackends(),
+                  [this](LoadedModel* model) { return Follow(model); }});
   const absl::Status inexact = swap.Load(dir, "m9", "torch").status();
   EXPECT_EQ(inexact.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(inexact.message()), HasSubstr("torch"));

@@ -11,6 +11,7 @@
 #include "tests/store/raw_database.h"
 #include "tests/store/store_dump.h"
 #include "tests/store/store_fixture.h"
+#include "tests/store/use_counts.h"
 
 namespace tim4rec {
 namespace {
@@ -28,10 +29,14 @@ class FrozenStore : public testing::TestWithParam<std::string> {
       std::filesystem::permissions(file.path(), std::filesystem::perms::owner_write,
                                    std::filesystem::perm_options::add);
     }
-    std::ifstream file(kData + GetParam() + "/expected.txt");
+    expected_ = Expected("expected.txt");
+  }
+
+  static std::string Expected(const std::string& name) {
+    std::ifstream file(kData + GetParam() + "/" + name);
     std::stringstream text;
     text << file.rdbuf();
-    expected_ = text.str();
+    return text.str();
   }
 
   ScratchDir dir_;
@@ -93,6 +98,33 @@ TEST_P(FrozenStore, SaysItsFormatVersion) {
   EXPECT_EQ(raw.Get(RawDatabase::kMeta, "probe"), "");
 }
 
+// A store from before the counts is counted when it is opened to write, and not changed before.
+TEST_P(FrozenStore, CountsTheUseOfItems) {
+  const bool counted = GetParam() != "format1" && GetParam() != "format2";
+  RocksDbStoreOptions options = SmallOptions();
+  UseCounts in_memory;
+  {
+    options.read_only = true;
+    auto store = OpenStore(dir_.store(), options);
+    EXPECT_EQ(store->keeps_use(), counted);
+    in_memory = StoredUse(*store);
+  }
+  for (int opened = 0; opened < 2; ++opened) {
+    auto store = OpenStore(dir_.store());
+    EXPECT_TRUE(store->keeps_use());
+    EXPECT_EQ(StoredUse(*store), in_memory);
+    if (counted) {
+      EXPECT_EQ(*DumpUse(*store), Expected("expected_use.txt"));
+    } else {
+      EXPECT_EQ(StoredUse(*store), LoggedUse(*store));
+      EXPECT_EQ(store->first_use_day(), UseDayOf(1'700'000'000'000) - kUseDays);
+    }
+    EXPECT_FALSE(in_memory.empty());
+  }
+  RawDatabase raw(dir_.store());
+  EXPECT_EQ(DecodeFormatVersion(raw.Get(RawDatabase::kMeta, "format"))->min_reader, kFormatVersion);
+}
+
 class FrozenTruncation : public FrozenStore {};
 
 TEST_P(FrozenTruncation, GoesOnFromWhereItWas) {
@@ -112,7 +144,7 @@ TEST_P(FrozenTruncation, GoesOnFromWhereItWas) {
   EXPECT_TRUE(ReadAll(*store, "dave").empty());
 }
 
-INSTANTIATE_TEST_SUITE_P(Released, FrozenTruncation, testing::Values("format2"),
+INSTANTIATE_TEST_SUITE_P(Released, FrozenTruncation, testing::Values("format2", "format3"),
                          [](const auto& info) { return info.param; });
 
 std::vector<std::string> Formats() {

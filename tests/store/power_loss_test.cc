@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "tests/store/fault_fixture.h"
+#include "tests/store/use_counts.h"
 
 namespace tim4rec {
 namespace {
@@ -96,6 +97,7 @@ class Truncations {
   }
   int64_t left() const { return appended_ - removed_; }
   int64_t removed() const { return removed_; }
+  int64_t appended() const { return appended_; }
 
   // Either `attempted` (if not 0) went through or not; nothing else.
   void Verify(const RocksDbStore& store, int64_t attempted) {
@@ -170,6 +172,8 @@ TEST_F(PowerLoss, ATruncationIsThereWholeOrNotAtAll) {
     Crash(store, static_cast<TornTail>(random_() % 3), random_);
     ASSERT_NE(store, nullptr);
     user.Verify(*store, attempted);
+    // All of one day: those that are left, and those that were removed.
+    EXPECT_EQ(StoredUse(*store), UseCounts({{{0, "item"}, user.appended()}}));
   }
 }
 
@@ -218,6 +222,7 @@ class CrashLoop {
       EXPECT_TRUE(!payload || states_[user].count(*payload) == 1)
           << "a state is back: " << *payload;
     }
+    EXPECT_EQ(StoredUse(store), LoggedUse(store));
     batches_.clear();
   }
 

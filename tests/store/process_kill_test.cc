@@ -13,6 +13,7 @@
 #include "tests/paths.h"
 #include "tests/store/crash_batches.h"
 #include "tests/store/store_fixture.h"
+#include "tests/store/use_counts.h"
 
 namespace tim4rec {
 namespace {
@@ -89,6 +90,7 @@ TEST(ProcessKill, LosesNothingAcknowledged) {
     const LastBatches last = WriteAndKill(dir.store(), first, acknowledgements);
     auto store = OpenStore(dir.store());
     ASSERT_NE(store, nullptr);
+    EXPECT_EQ(StoredUse(*store), LoggedUse(*store));
     // Batches between a thread's own last one and the round's first were never written: fill them
     // in, so that the batches of a thread have no gaps.
     for (int thread = 0; thread < kCrashThreads; ++thread) {

@@ -9,6 +9,7 @@
 
 #include "gtest/gtest.h"
 #include "rocksdb/db.h"
+#include "store/rocksdb_options.h"
 
 namespace tim4rec {
 
@@ -17,12 +18,17 @@ class RawDatabase {
   static constexpr int kEvents = 1;
   static constexpr int kStates = 2;
   static constexpr int kMeta = 3;
+  static constexpr int kUse = 4;
 
   explicit RawDatabase(const std::string& dir) {
     rocksdb::Options options;
     std::vector<rocksdb::ColumnFamilyDescriptor> families;
-    for (const char* name : {"default", "events", "states", "meta"}) {
+    std::vector<std::string> names;
+    EXPECT_TRUE(rocksdb::DB::ListColumnFamilies(options, dir, &names).ok());
+    // In the order of their numbers, since none but the last was ever dropped.
+    for (const std::string& name : names) {
       families.push_back({name, rocksdb::ColumnFamilyOptions()});
+      families.back().options.merge_operator = NewUseMergeOperator();
     }
     rocksdb::DB* db = nullptr;
     const rocksdb::Status opened = rocksdb::DB::Open(options, dir, families, &handles_, &db);
@@ -35,10 +41,16 @@ class RawDatabase {
   void Put(int family, const std::string& key, const std::string& value) {
     EXPECT_TRUE(db_->Put({}, handles_[family], key, value).ok());
   }
+  void Merge(int family, const std::string& key, const std::string& value) {
+    EXPECT_TRUE(db_->Merge({}, handles_[family], key, value).ok());
+  }
   std::string Get(int family, const std::string& key) {
     std::string value;
     EXPECT_TRUE(db_->Get({}, handles_[family], key, &value).ok());
     return value;
+  }
+  void Delete(int family, const std::string& key) {
+    EXPECT_TRUE(db_->Delete({}, handles_[family], key).ok());
   }
 
  private:

@@ -45,6 +45,8 @@ constexpr char kBaseValueHex[] =
     "543452530100010000112233445566778899aabbccddeeff04000000000000000200000000000000528d9f88564d97"
     "8880c1f9c3e11bbc180119008000018bcfe56800029a6b019f95a49a9af4edaab5e5c1529d01020304d8367646532b"
     "3c96";
+constexpr char kUseKeyHex[] = "0180004cdb";
+constexpr char kUseValueHex[] = "016d3106016d328001";
 
 std::string Hex(std::string_view bytes) {
   return absl::BytesToHexString(absl::string_view(bytes.data(), bytes.size()));
@@ -134,6 +136,14 @@ TEST(RecordCodec, WritesTheBytesOfFormatVersionTwo) {
   EXPECT_EQ(Hex(StateValueOf(base_key, ExampleBase())), kBaseValueHex);
 }
 
+TEST(RecordCodec, WritesTheBytesOfFormatVersionThree) {
+  std::string row;
+  AppendUse("m1", 3, row);
+  AppendUse("m2", 64, row);
+  EXPECT_EQ(Hex(UseKey(19'675)), kUseKeyHex);
+  EXPECT_EQ(Hex(row), kUseValueHex);
+}
+
 TEST(RecordCodec, FormatDocumentShowsTheseBytes) {
   std::ifstream file(absl::StrCat(SourceDir(), "/store/FORMAT.md"));
   std::stringstream text;
@@ -142,9 +152,9 @@ TEST(RecordCodec, FormatDocumentShowsTheseBytes) {
   for (char c : text.str()) {
     if (c != ' ' && c != '\n') document.push_back(c);  // the document groups the digits
   }
-  for (const char* bytes :
-       {kPlainKey, kPlainValue, kWithIdKey, kWithIdValue, kLateKey, kLateValue, kStateKeyHex,
-        kStateValueHex, kTruncationKeyHex, kTruncationValueHex, kBaseKeyHex, kBaseValueHex}) {
+  for (const char* bytes : {kPlainKey, kPlainValue, kWithIdKey, kWithIdValue, kLateKey, kLateValue,
+                            kStateKeyHex, kStateValueHex, kTruncationKeyHex, kTruncationValueHex,
+                            kBaseKeyHex, kBaseValueHex, kUseKeyHex, kUseValueHex}) {
     EXPECT_THAT(document, HasSubstr(bytes));
   }
 }
@@ -288,6 +298,56 @@ TEST(RecordCodec, SurvivesGarbage) {
     DecodePosition(garbage);
     DecodeFormatVersion(garbage);
   }
+}
+
+TEST(RecordCodec, CountsAreReadBack) {
+  std::string last;
+  for (const int64_t day : {int64_t{std::numeric_limits<int32_t>::min()}, int64_t{-1}, int64_t{0},
+                            int64_t{19'675}, int64_t{std::numeric_limits<int32_t>::max()}}) {
+    const std::string key = UseKey(day);
+    EXPECT_GT(key, last);
+    EXPECT_LT(key, UseEnd());
+    EXPECT_EQ(DecodeUseKey(key), day);
+    EXPECT_EQ(DecodeUseKey(key + "x"), std::nullopt);
+    EXPECT_EQ(DecodeUseKey(key.substr(1)), std::nullopt);
+    last = key;
+  }
+  std::vector<std::pair<std::string, int64_t>> uses = {
+      {std::string("\0", 1), 1},
+      {"a", -1},
+      {"aa", 63},
+      {"b", -64},
+      {"c", std::numeric_limits<int64_t>::max()},
+      {std::string(256, '\xff'), std::numeric_limits<int64_t>::min()}};
+  std::string row;
+  for (const auto& [item, events] : uses) AppendUse(item, events, row);
+  std::vector<std::pair<std::string, int64_t>> read;
+  UseReader reader(row);
+  while (reader.Next()) read.emplace_back(reader.item_id(), reader.events());
+  EXPECT_TRUE(reader.ok());
+  EXPECT_EQ(read, uses);
+}
+
+TEST(RecordCodec, CountsThatNobodyWroteAreRefused) {
+  const auto reads = [](std::string_view row) {
+    UseReader reader(row);
+    while (reader.Next()) {
+    }
+    EXPECT_FALSE(reader.Next());
+    return reader.ok();
+  };
+  EXPECT_TRUE(reads(""));
+  std::string row;
+  AppendUse("item", 200, row);
+  EXPECT_TRUE(reads(row));
+  for (size_t size = 1; size < row.size(); ++size) EXPECT_FALSE(reads(row.substr(0, size)));
+  EXPECT_FALSE(reads(row + row)) << "an item twice";
+  using namespace std::string_view_literals;
+  EXPECT_FALSE(reads("\0a\0"sv)) << "no events";
+  EXPECT_FALSE(reads("\0a\x82\0"sv)) << "a byte too many";
+  EXPECT_FALSE(reads("\0b\2\0a\2"sv)) << "out of order";
+  EXPECT_TRUE(reads("\0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\1"sv));
+  EXPECT_FALSE(reads("\0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\2"sv)) << "65 bits";
 }
 
 TEST(RecordCodec, FormatVersionIsReadBackAndChecked) {

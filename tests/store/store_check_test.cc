@@ -91,6 +91,32 @@ TEST_F(StoreChecks, ASoundStoreHasNoFault) {
   EXPECT_EQ(Check("nobody").users, 0u);
 }
 
+TEST_F(StoreChecks, CountsThatAreNotThoseOfTheLogsAreNamed) {
+  EXPECT_EQ(Check().use_counts, 6u);
+  const auto change = [&](int64_t day, const std::string& item, int64_t events) {
+    std::string row;
+    AppendUse(item, events, row);
+    Damage([&](RawDatabase& raw) { raw.Merge(RawDatabase::kUse, UseKey(day), row); });
+  };
+  change(0, "item2", 6);
+  change(1, "item9", 1);
+  EXPECT_EQ(Check().use_counts, 5u);
+  EXPECT_THAT(faults_,
+              ElementsAre(": item 'item2' is counted 7 times on day 0, and the logs have 1",
+                          ": item 'item9' is counted 1 times on day 1, and the logs have 0"));
+  Check("a");
+  EXPECT_THAT(faults_, IsEmpty());
+  change(0, "item2", -7);
+  change(1, "item9", -1);
+  Check();
+  EXPECT_THAT(faults_,
+              ElementsAre(": item 'item2' is counted 0 times on day 0, and the logs have 1"));
+  change(0, "item2", 1);
+  Damage([](RawDatabase& raw) { raw.Put(RawDatabase::kUse, "first use day", EncodeUseDay(-200)); });
+  Check();
+  EXPECT_THAT(faults_, ElementsAre(HasSubstr("days before -179 are still counted")));
+}
+
 TEST_F(StoreChecks, AnOlderStateWithATailIsSoundAndOneBehindALateEventIsStale) {
   ASSERT_TRUE(AppendTo(*store_, "a", {{"item7", 40, ""}}).ok());
   EXPECT_EQ(Check().equal_states, 3u);
@@ -174,7 +200,8 @@ TEST_F(StoreChecks, AnEventAtAPlaceThatIsNotItsOwnIsNamed) {
   Check();
   EXPECT_THAT(
       faults_,
-      ElementsAre(HasSubstr("a: the event of item 'item1' at 50 ms is not at its own position")));
+      ElementsAre(HasSubstr("a: the event of item 'item1' at 50 ms is not at its own position"),
+                  ": item 'item1' is counted 3 times on day 0, and the logs have 4"));
 }
 
 // The first events of a user go; what checkpoints there were go too.

@@ -55,4 +55,15 @@ absl::StatusOr<std::string> DumpStore(const RocksDbStore& store) {
   return text;
 }
 
+absl::StatusOr<std::string> DumpUse(const RocksDbStore& store) {
+  std::string text = absl::StrCat("first_day=", store.first_use_day(), "\n");
+  absl::Status read = store.ReadUse(store.first_use_day(), [&](const ItemUse& use) {
+    absl::StrAppend(&text, "day=", use.day, " item=", Hex(use.item_id), " events=", use.events,
+                    "\n");
+    return true;
+  });
+  if (!read.ok()) return read;
+  return text;
+}
+
 }  // namespace tim4rec

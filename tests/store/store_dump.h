@@ -13,6 +13,9 @@ namespace tim4rec {
 // hex digits. An error if a record is damaged.
 absl::StatusOr<std::string> DumpStore(const RocksDbStore& store);
 
+// A line per count of an item's use, in order of day and item, and before them the first day.
+absl::StatusOr<std::string> DumpUse(const RocksDbStore& store);
+
 }  // namespace tim4rec
 
 #endif  // TIM4REC_TESTS_STORE_STORE_DUMP_H_

@@ -237,19 +237,5 @@ TEST_F(TruncateTest, RefusesWhatDoesNotFitTogether) {
   EXPECT_EQ(Truncate("u", 2).code(), absl::StatusCode::kFailedPrecondition);
 }
 
-TEST_F(TruncateTest, OlderProgramsAreKeptFromTheFirstTruncationOn) {
-  ASSERT_TRUE(AppendTo(*store_, "u", five_).ok());
-  const auto format = [&] {
-    store_.reset();
-    const auto read =
-        DecodeFormatVersion(RawDatabase(dir_.store()).Get(RawDatabase::kMeta, "format"));
-    store_ = OpenStore(dir_.store());
-    return std::pair(read->version, read->min_reader);
-  };
-  EXPECT_EQ(format(), std::pair(1u, 1u));
-  ASSERT_TRUE(Truncate("u", 2).ok());
-  EXPECT_EQ(format(), std::pair(2u, 2u));
-}
-
 }  // namespace
 }  // namespace tim4rec

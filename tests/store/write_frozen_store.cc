@@ -1,6 +1,6 @@
 // Writes a small store with one of everything that the format has, and beside it what is in it as
 // text. Run once per format version that is released; what it wrote then is never written again:
-//   build/release/bin/write_frozen_store tests/store/testdata/format2
+//   build/release/bin/write_frozen_store tests/store/testdata/format3
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -118,6 +118,20 @@ absl::Status WriteTables(RocksDbStore* store) {
   status.Update(Append(store, "carol", {{"item4", 5, "late", {PositionOf(newest), 1}}}));
   status.Update(Append(store, "dave", {{"item1", 10, ""}, {"item2", 20, ""}}));
   status.Update(Truncate(store, "carol", 2));
+  constexpr int64_t kDay = 86'400'000, kToday = 1'700'000'000'000;
+  const Event use = {"item1", kToday, ""};
+  status.Update(Append(store, "erin",
+                       {{"item1", kToday - 181 * kDay, ""},
+                        {"item1", kToday - 180 * kDay, ""},
+                        {"item2", kToday - 3 * kDay, "e"},
+                        {"item2", kToday - 3 * kDay, "f"},
+                        use,
+                        {"item4", kToday - 2 * kDay, "late", {PositionOf(use), 1}},
+                        {"\xf0\x9f\x8e\xac", kToday - 1, ""}}));
+  status.Update(Append(store, "frank", {{"item5", kToday, ""}, {"item2", kToday, ""}}));
+  status.Update(Append(store, "grace", {{"item5", kToday - 1, ""}, {"item2", kToday, ""}}));
+  status.Update(Truncate(store, "grace", 1));
+  if (status.ok()) status.Update(store->DeleteUser("frank").status());
   status.Update(store->CheckWritable());
   return status;
 }
@@ -137,6 +151,9 @@ absl::Status Write(const std::string& dir) {
     const auto text = DumpStore(**store);
     if (!text.ok()) return text.status();
     std::ofstream(dir + "/expected.txt") << *text;
+    const auto use = DumpUse(**store);
+    if (!use.ok()) return use.status();
+    std::ofstream(dir + "/expected_use.txt") << *use;
   }
   // None of these is part of the format.
   for (const auto& file : std::filesystem::directory_iterator(store_dir)) {
