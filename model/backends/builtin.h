@@ -6,8 +6,9 @@
 
 namespace tim4rec {
 
-// "cpu" and "torch" always; "cuda" where it was built. "auto" prefers cuda, then cpu.
-const BackendRegistry& BuiltinBackends();
+// "cpu" and "torch" always; "cuda" where it was built, which encodes windows as asked. "auto"
+// prefers cuda, then cpu.
+const BackendRegistry& BuiltinBackends(WindowEncoding windows = WindowEncoding::kExact);
 
 }  // namespace tim4rec
 

@@ -44,7 +44,7 @@ struct BatchArguments {
   int k = 10;
   int threads = 0;
   double user_share = 1;
-  bool include_seen = false;
+  bool include_seen = false, bulk_windows = false;
 };
 
 struct Question {
@@ -314,7 +314,9 @@ absl::Status AddUse(const RocksDbStore& store, double user_share, const Engine& 
 }
 
 absl::Status RunBatch(const BatchArguments& arguments) {
-  const auto engine = OpenEngine(arguments.model, arguments.backend);
+  const auto engine =
+      OpenEngine(arguments.model, arguments.backend,
+                 arguments.bulk_windows ? WindowEncoding::kBulk : WindowEncoding::kExact);
   if (!engine.ok()) return engine.status();
   RocksDbStoreOptions options;
   options.read_only = true;
@@ -379,6 +381,7 @@ void AddBatchCommand(CLI::App* app, absl::Status* status) {
                    "Which share of all users the store's server records (its store.user_share)")
       ->check(Between(std::numeric_limits<double>::min(), 1.0));
   command->add_option("--backend", arguments->backend, "What computes: auto, cpu, ...");
+  command->add_flag("--bulk-windows", arguments->bulk_windows, kBulkWindowsHelp);
   command->callback([arguments, status] { *status = RunBatch(*arguments); });
 }
 

@@ -26,7 +26,7 @@ struct EvaluateArguments {
   std::string backend = "auto";
   std::optional<int64_t> min_count;
   int threads = 0;
-  bool skip_bad_rows = false, no_query_time = false, json = false;
+  bool skip_bad_rows = false, no_query_time = false, json = false, bulk_windows = false;
 };
 
 // The filter the model was trained with: another would make other held-out interactions.
@@ -38,7 +38,9 @@ int64_t TrainedMinCount(const ModelPackage& package) {
 }
 
 absl::Status RunEvaluate(const EvaluateArguments& arguments) {
-  const auto engine = OpenEngine(arguments.model, arguments.backend);
+  const auto engine =
+      OpenEngine(arguments.model, arguments.backend,
+                 arguments.bulk_windows ? WindowEncoding::kBulk : WindowEncoding::kExact);
   if (!engine.ok()) return engine.status();
   const int64_t min_count = arguments.min_count.value_or(TrainedMinCount((*engine)->package()));
   const auto data = ReadDataset(arguments.data, arguments.skip_bad_rows, min_count);
@@ -109,6 +111,7 @@ void AddEvaluateCommand(CLI::App* app, absl::Status* status) {
   command->add_flag("--skip-bad-rows", arguments->skip_bad_rows,
                     "Leave malformed rows out instead of failing on the first");
   command->add_option("--backend", arguments->backend, "What computes: auto, cpu, cuda, torch");
+  command->add_flag("--bulk-windows", arguments->bulk_windows, kBulkWindowsHelp);
   command->add_option("--threads", arguments->threads, "Threads; 0: one per core")
       ->check(Between(0, 1024));
   command->callback([arguments, status] { *status = RunEvaluate(*arguments); });

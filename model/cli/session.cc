@@ -164,10 +164,15 @@ absl::StatusOr<Dataset> ReadDataset(const std::string& path, bool skip_bad_rows,
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const std::string& dir,
-                                                   const std::string& backend) {
+                                                   const std::string& backend,
+                                                   WindowEncoding windows) {
+  if (windows == WindowEncoding::kBulk && (backend == "cpu" || backend == "torch")) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--bulk-windows: is for the matrix units of the cuda backend, and --backend is ", backend));
+  }
   auto package = ModelPackage::Open(dir);
   if (!package.ok()) return package.status();
-  return Engine::Create(*std::move(package), BuiltinBackends(), backend);
+  return Engine::Create(*std::move(package), BuiltinBackends(windows), backend);
 }
 
 }  // namespace tim4rec

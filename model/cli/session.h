@@ -63,8 +63,15 @@ absl::StatusOr<InteractionTable> ReadAndDescribe(const std::string& path, bool s
 absl::StatusOr<Dataset> ReadDataset(const std::string& path, bool skip_bad_rows, int64_t min_count);
 
 // Opens a model package and starts it on a backend ("auto", "cpu", ...).
+// INVALID_ARGUMENT if windows are to be encoded in bulk by a backend that cannot.
 absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const std::string& dir,
-                                                   const std::string& backend);
+                                                   const std::string& backend,
+                                                   WindowEncoding windows = WindowEncoding::kExact);
+
+// The help of --bulk-windows, of commands that only make lists of many users.
+inline constexpr char kBulkWindowsHelp[] =
+    "Encode windows of published models on a GPU's matrix units, for throughput: with the rounding "
+    "of tf32 instead of the bits of every backend; the cuda backend alone";
 
 }  // namespace tim4rec
 

@@ -61,6 +61,15 @@ struct StateExport {
   std::span<std::byte> record;  // state_bytes() long
 };
 
+// How a query is made of a state that is a window of events (published models with time). States
+// are the same either way.
+enum class WindowEncoding {
+  kExact,  // the same bits everywhere
+  kBulk,   // on a device's matrix units, for throughput: as if weights and activations were
+           // rounded to tf32, 2^-11. The cuda backend's alone; others go on as they do, and it is
+           // exact itself for states that are not on its device
+};
+
 // Launches of one kind, how many requests (runs, queries, states) they did and how long they took
 // on the device.
 struct DeviceWork {
@@ -100,8 +109,11 @@ class Backend {
   virtual std::string_view name() const = 0;  // "cpu", "cuda", "torch"
   // What computes, where there is a choice: "scalar", "avx2", "avx512"; of torch "cpu" or "cuda".
   virtual std::string_view isa() const { return {}; }
-  virtual bool exact() const = 0;           // follows the canonical operation order
+  virtual bool exact() const = 0;           // states follow the canonical operation order
   virtual int64_t state_bytes() const = 0;  // StateLayout::bytes
+  // How far queries may be from the model in float64: relative error in the Euclidean norm.
+  virtual double query_bound() const { return 1e-5; }
+  virtual WindowEncoding window_encoding() const { return WindowEncoding::kExact; }
 
   // A slot with the empty state (no events). RESOURCE_EXHAUSTED when no memory is left.
   virtual absl::StatusOr<Slot> Allocate() = 0;

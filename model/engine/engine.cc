@@ -11,7 +11,6 @@
 namespace tim4rec {
 namespace {
 
-constexpr double kProbeBound = 1e-5;
 constexpr size_t kMaxProbeTop = 1000;
 
 double Norm(auto values) {
@@ -24,11 +23,12 @@ absl::Status Differs(size_t probe, const std::string& what) {
   return absl::FailedPreconditionError(absl::StrCat("probe case ", probe, ": ", what));
 }
 
-absl::Status CompareQuery(size_t index, const ProbeCase& probe, std::span<const float> query) {
+absl::Status CompareQuery(size_t index, const ProbeCase& probe, double bound,
+                          std::span<const float> query) {
   std::vector<double> difference;
   for (size_t d = 0; d < query.size(); ++d) difference.push_back(query[d] - probe.query[d]);
   const double error = Norm(std::span(difference));
-  const double allowed = kProbeBound * Norm(std::span(probe.query));
+  const double allowed = bound * Norm(std::span(probe.query));
   if (error <= allowed) return absl::OkStatus();
   return Differs(index, absl::StrCat("the query vector differs from the package's by ", error,
                                      ", allowed ", allowed));
@@ -36,7 +36,7 @@ absl::Status CompareQuery(size_t index, const ProbeCase& probe, std::span<const 
 
 // Two items may stand at one rank if their float64 scores are closer than the bound on scores.
 absl::Status CompareTop(size_t index, const ModelPackage& package, const ProbeCase& probe,
-                        std::span<const float> boost, std::span<const ScoredItem> top,
+                        double bound, std::span<const float> boost, std::span<const ScoredItem> top,
                         size_t expected_size) {
   if (top.size() != expected_size) {
     return Differs(index,
@@ -57,7 +57,7 @@ absl::Status CompareTop(size_t index, const ModelPackage& package, const ProbeCa
     const int32_t expected = probe.top_items[rank];
     const int32_t actual = top[rank].item;
     const double allowed =
-        2 * kProbeBound * query_norm * std::max(Norm(embedding(expected)), Norm(embedding(actual)));
+        2 * bound * query_norm * std::max(Norm(embedding(expected)), Norm(embedding(actual)));
     if (expected != actual && !(std::abs(score(expected) - score(actual)) <= allowed)) {
       return Differs(index, absl::StrCat("rank ", rank + 1, " is item ", actual,
                                          ", the package has item ", expected));
@@ -82,7 +82,8 @@ absl::Status RunProbeCase(size_t index, const ModelPackage& package, ItemBoosts&
   std::vector<float> query(probe.query.size());
   const QueryRequest at = {*slot, probe.as_of_ms};
   if (absl::Status status = backend.Query({&at, 1}, query); !status.ok()) return status;
-  if (absl::Status status = CompareQuery(index, probe, query); !status.ok()) return status;
+  const double bound = backend.query_bound();
+  if (absl::Status status = CompareQuery(index, probe, bound, query); !status.ok()) return status;
   if (probe.top_items.empty()) return absl::OkStatus();
 
   TopKRequest request;
@@ -92,7 +93,7 @@ absl::Status RunProbeCase(size_t index, const ModelPackage& package, ItemBoosts&
   if (boost != nullptr) request.boost = *boost;
   std::vector<std::vector<ScoredItem>> results;
   if (absl::Status status = backend.TopK({&request, 1}, &results); !status.ok()) return status;
-  return CompareTop(index, package, probe, request.boost, results[0],
+  return CompareTop(index, package, probe, bound, request.boost, results[0],
                     static_cast<size_t>(request.k));
 }
 

@@ -19,8 +19,8 @@ namespace tim4rec {
 class Engine {
  public:
   // `backend`: a name in the registry, or "auto" for the first of its preference that starts.
-  // Folds every history of the probe and compares query vectors (relative error at most 1e-5 in the
-  // Euclidean norm) and top items (equal, but for neighbours whose float64 scores tie within the
+  // Folds every history of the probe and compares query vectors (within Backend::query_bound) and
+  // top items (equal, but for neighbours whose float64 scores tie within the
   // bound); FAILED_PRECONDITION names the first case that differs.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(std::shared_ptr<const ModelPackage> package,
                                                         const BackendRegistry& registry,

@@ -115,6 +115,11 @@ absl::Duration SweepInterval(absl::Duration event_ttl) {
   return std::clamp(event_ttl / 8, absl::Seconds(1), absl::Hours(24));
 }
 
+const BackendRegistry& BackendsOf(const ServerConfig& config) {
+  return BuiltinBackends(config.model.window_encoding == "bulk" ? WindowEncoding::kBulk
+                                                                : WindowEncoding::kExact);
+}
+
 int WorkerCount(const ServerConfig& config) {
   if (config.pipeline.workers > 0) return static_cast<int>(config.pipeline.workers);
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
@@ -182,7 +187,7 @@ absl::Status Server::Rep::OpenSecrets() {
 }
 
 absl::Status Server::Rep::OpenConfiguredModel() {
-  auto opened = OpenModel(config.model.dir, "", BuiltinBackends(), config.model.backend);
+  auto opened = OpenModel(config.model.dir, "", BackendsOf(config), config.model.backend);
   if (!opened.ok()) return Named("model", opened.status());
   const LoadedModel& model = **opened;
   if (RetentionOf(config).on()) {
@@ -196,7 +201,8 @@ absl::Status Server::Rep::OpenConfiguredModel() {
        {"variant", model.variant()},
        {"backend", backend.name()},
        {"items", model.engine->catalog().size() - 1},
-       {"state_bytes", backend.state_bytes()}});
+       {"state_bytes", backend.state_bytes()},
+       {"window_encoding", backend.window_encoding() == WindowEncoding::kBulk ? "bulk" : "exact"}});
   if (!model.engine->passed_over().empty()) {
     Log(LogLevel::kInfo, "preferred backends do not serve",
         {{"reason", model.engine->passed_over()}});
@@ -296,7 +302,7 @@ absl::Status Server::Rep::StartAdmin() {
   swap = std::make_unique<ModelSwap>(
       ModelSwap::Options{config.model.backend, absl::Milliseconds(config.model.keep_states_ms),
                          RetentionOf(config).on()},
-      ModelSwap::Deps{models.get(), pipeline.get(), store.get(), &metrics, &BuiltinBackends(),
+      ModelSwap::Deps{models.get(), pipeline.get(), store.get(), &metrics, &BackendsOf(config),
                       [this](LoadedModel* model) { return Follow(model); }});
   admin_service = std::make_unique<AdminService>(
       AdminDeps{service_deps, swap.get(),

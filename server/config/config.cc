@@ -32,6 +32,7 @@ void VisitKeys(Config& c, Visitor&& visit) {
   visit("admin_listen", c.admin_listen);
   visit("model.dir", c.model.dir);
   visit("model.backend", c.model.backend);
+  visit("model.window_encoding", c.model.window_encoding);
   visit("model.keep_states_ms", c.model.keep_states_ms);
   visit("store.dir", c.store.dir);
   visit("store.block_cache_bytes", c.store.block_cache_bytes);
@@ -122,6 +123,20 @@ std::string TextOf(double value) { return absl::StrFormat("%.17g", value); }
 std::string TextOf(bool value) { return value ? "true" : "false"; }
 std::string TextOf(const std::string& value) { return value; }
 
+void CheckWindowEncoding(const ServerConfig& c, std::vector<std::string>* faults) {
+  const std::string& encoding = c.model.window_encoding;
+  if (encoding != "exact" && encoding != "bulk") {
+    faults->push_back(
+        absl::StrCat("model.window_encoding: \"", encoding, "\" is none of exact, bulk"));
+  }
+  if (encoding == "bulk" && (c.model.backend == "cpu" || c.model.backend == "torch")) {
+    faults->push_back(
+        absl::StrCat("model.window_encoding: bulk is for the matrix units of the cuda "
+                     "backend, and model.backend is ",
+                     c.model.backend, "; set that to cuda or auto, or this to exact"));
+  }
+}
+
 void CheckSecurity(const ServerConfig& c, std::vector<std::string>* faults) {
   const bool tls = !c.tls.certificate.empty() && !c.tls.key.empty();
   if (c.tls.certificate.empty() != c.tls.key.empty()) {
@@ -171,6 +186,7 @@ absl::Status ServerConfig::Validate() const {
   address("metrics_listen", metrics_listen);
   address("admin_listen", admin_listen);
   CheckSecurity(*this, &faults);
+  CheckWindowEncoding(*this, &faults);
   if (model.dir.empty()) {
     faults.push_back("model.dir: is empty; name a model package (--model DIR)");
   }

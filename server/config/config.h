@@ -23,6 +23,7 @@ struct ServerConfig {
   struct Model {
     std::string dir;
     std::string backend = "auto";
+    std::string window_encoding = "exact";
     int64_t keep_states_ms = 3600000;
   } model;
 

@@ -79,7 +79,7 @@ void BenchModel(cudaStream_t stream, int rounds, const gpu_test::Sizes& sizes, i
   const DeviceArray<kernels::Event> device_events(events);
   const DeviceArray<int32_t> device_first(first);
   const DeviceArray<int64_t> as_of(std::vector<int64_t>(kHistories, 1'700'000'000'000));
-  const DeviceArray<char> workspace(bulk->WorkspaceBytes(kHistories, rows));
+  const DeviceArray<char> workspace(BulkModel::WorkspaceBytes(dims, kHistories, rows));
   const DeviceArray<float> queries(static_cast<size_t>(kHistories) * dims.d);
   const std::string size =
       name + ", " + std::to_string(kHistories) + " histories, " + std::to_string(rows) + " events";

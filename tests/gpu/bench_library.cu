@@ -153,8 +153,8 @@ cuda::Fault bench_fold(const void* bench, const void* runs, int32_t run_count, c
 // ---- bulk mode
 
 int64_t bench_bulk_workspace(const void* bench, int32_t count, int32_t events) {
-  return static_cast<int64_t>(
-      static_cast<const Bench*>(bench)->bulk->WorkspaceBytes(count, events));
+  return static_cast<int64_t>(cuda::BulkModel::WorkspaceBytes(
+      static_cast<const Bench*>(bench)->model->dims(), count, events));
 }
 
 // `first` is [count + 1]; the outputs after the last events to [count][d].

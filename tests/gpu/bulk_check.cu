@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -258,6 +260,68 @@ struct EncodeError {
   double relative = 0, multiple = 0;
 };
 
+// The encoding of some of the histories, in that order; of windows, out of their records too.
+std::vector<float> Encode(const BulkModel& bulk, const kernels::Dims& dims,
+                          const std::vector<History>& histories,
+                          const std::vector<size_t>& chosen) {
+  std::vector<kernels::Event> events;
+  std::vector<int32_t> first = {0};
+  std::vector<int64_t> as_of;
+  for (const size_t i : chosen) {
+    events.insert(events.end(), histories[i].events.begin(), histories[i].events.end());
+    first.push_back(static_cast<int32_t>(events.size()));
+    as_of.push_back(histories[i].as_of_ms);
+  }
+  const auto count = static_cast<int32_t>(chosen.size());
+  const auto rows = static_cast<int32_t>(events.size());
+  const DeviceArray<kernels::Event> device_events(events);
+  const DeviceArray<int32_t> device_first(first);
+  const DeviceArray<int64_t> device_as_of(as_of);
+  const DeviceArray<char> workspace(BulkModel::WorkspaceBytes(dims, count, rows));
+  const DeviceArray<float> queries(chosen.size() * static_cast<size_t>(dims.d));
+  Check(bulk.Encode(device_events.data(), device_first.data(), count, rows, device_as_of.data(),
+                    queries.data(), workspace.data(), nullptr));
+  const std::vector<float> results = queries.Download();
+  if (dims.window == 0) return results;
+  const auto record = static_cast<size_t>(gpu_test::RecordBytes(dims));
+  std::vector<uint64_t> records(record / 8 * chosen.size());
+  const DeviceArray<uint64_t> device_records(records.size());
+  std::vector<DeviceQuery> windows;
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    const std::vector<kernels::Event>& window = histories[chosen[i]].events;
+    kernels::PushWindow(dims, window.data(), static_cast<int64_t>(window.size()),
+                        reinterpret_cast<kernels::StateHeader*>(records.data() + record / 8 * i));
+    windows.push_back(
+        {reinterpret_cast<const kernels::StateHeader*>(device_records.data() + record / 8 * i), 0});
+  }
+  Check(Describe(cudaMemcpy(device_records.data(), records.data(), record * chosen.size(),
+                            cudaMemcpyHostToDevice)));
+  const DeviceArray<DeviceQuery> device_windows(windows);
+  const DeviceArray<float> from_records(results.size());
+  Check(bulk.EncodeWindows(device_windows.data(), device_first.data(), count, rows,
+                           from_records.data(), workspace.data(), nullptr));
+  const std::vector<float> others = from_records.Download();
+  Expect(std::memcmp(others.data(), results.data(), sizeof(float) * results.size()) == 0,
+         "windows in records are encoded to other bits");
+  return results;
+}
+
+// Some of the histories, in any order, have the bits that they had among all.
+void CheckOtherBatch(const BulkModel& bulk, const kernels::Dims& dims,
+                     const std::vector<History>& histories, const std::vector<float>& results,
+                     Random& random) {
+  std::vector<size_t> chosen(histories.size());
+  std::iota(chosen.begin(), chosen.end(), size_t{0});
+  std::shuffle(chosen.begin(), chosen.end(), random);
+  chosen.resize(1 + random() % (chosen.size() - 1));
+  const std::vector<float> others = Encode(bulk, dims, histories, chosen);
+  const auto d = static_cast<size_t>(dims.d);
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    Expect(std::memcmp(others.data() + i * d, results.data() + chosen[i] * d, 4 * d) == 0,
+           "history " + std::to_string(chosen[i]) + " has other bits in another batch");
+  }
+}
+
 void CheckEncode(const gpu_test::Sizes& sizes, int32_t count, int32_t longest, EncodeError* error,
                  Random& random) {
   const uint64_t seed = random();
@@ -266,33 +330,22 @@ void CheckEncode(const gpu_test::Sizes& sizes, int32_t count, int32_t longest, E
   const auto rounded = gpu_test::MakeModel(sizes, &second_random);
   const kernels::Dims& dims = model->dims;
   std::vector<History> histories;
-  std::vector<kernels::Event> events;
-  std::vector<int32_t> first = {0};
-  std::vector<int64_t> as_of;
   if (dims.window > 0) longest = std::min(longest, dims.window);
   for (int32_t i = 0; i < count; ++i) {
     int64_t clock_ms = 1'600'000'000'000;
     History& history = histories.emplace_back();
     history.events = gpu_test::RandomEvents(dims, Pick(random, 1, longest), &clock_ms, &random);
     history.as_of_ms = clock_ms + static_cast<int64_t>(random() % 100'000'000'000);
-    as_of.push_back(history.as_of_ms);
-    events.insert(events.end(), history.events.begin(), history.events.end());
-    first.push_back(static_cast<int32_t>(events.size()));
   }
   const DeviceArray<float> embedding(
       std::vector<float>(model->weights.embedding,
                          model->weights.embedding + static_cast<size_t>(dims.items) * dims.d));
-  const DeviceArray<kernels::Event> device_events(events);
-  const DeviceArray<int32_t> device_first(first);
-  const DeviceArray<int64_t> device_as_of(as_of);
   std::unique_ptr<const BulkModel> bulk;
   Check(BulkModel::Create(dims, model->weights, embedding.data(), &bulk));
-  const auto rows = static_cast<int32_t>(events.size());
-  const DeviceArray<char> workspace(bulk->WorkspaceBytes(count, rows));
-  const DeviceArray<float> queries(static_cast<size_t>(count) * dims.d);
-  Check(bulk->Encode(device_events.data(), device_first.data(), count, rows, device_as_of.data(),
-                     queries.data(), workspace.data(), nullptr));
-  const std::vector<float> results = queries.Download();
+  std::vector<size_t> all(histories.size());
+  std::iota(all.begin(), all.end(), size_t{0});
+  const std::vector<float> results = Encode(*bulk, dims, histories, all);
+  CheckOtherBatch(*bulk, dims, histories, results, random);
 
   // What rounding the weights does, taken over all histories: one alone may be lucky.
   std::vector<std::vector<float>> exact;

@@ -53,6 +53,7 @@ TEST(ServerConfig, ListsAllFaultsAtOnce) {
   config.pipeline.max_batch = 0;
   config.log.level = "loud";
   config.pipeline.late_policy = "ignore";
+  config.model.window_encoding = "fast";
   config.store.max_events_per_user = -1;
   config.store.event_ttl_ms = -1;
   config.store.user_share = 0;
@@ -64,6 +65,7 @@ TEST(ServerConfig, ListsAllFaultsAtOnce) {
                             HasSubstr("store.event_ttl_ms: -1 is outside 0…"),
                             HasSubstr("store.user_share: 0 is not above 0 and at most 1"),
                             HasSubstr("late_policy: \"ignore\" is none of refold, append, reject"),
+                            HasSubstr("model.window_encoding: \"fast\" is none of exact, bulk"),
                             HasSubstr("log.level: \"loud\"")));
 }
 
@@ -78,6 +80,21 @@ TEST(ServerConfig, AShareIsANumber) {
   }
   EXPECT_THAT(Message(SetKeys({{"store.user_share", "a third"}}, "", &config)),
               HasSubstr("\"a third\" is not a number"));
+}
+
+TEST(ServerConfig, OnlyTheCudaBackendEncodesInBulk) {
+  ServerConfig config = Valid();
+  config.model.window_encoding = "bulk";
+  for (const char* backend : {"auto", "cuda"}) {
+    config.model.backend = backend;
+    EXPECT_TRUE(config.Validate().ok()) << backend;
+  }
+  for (const char* backend : {"cpu", "torch"}) {
+    config.model.backend = backend;
+    EXPECT_THAT(Message(config.Validate()),
+                AllOf(HasSubstr("model.window_encoding: bulk is for the matrix units of the cuda"),
+                      HasSubstr(std::string("model.backend is ") + backend)));
+  }
 }
 
 TEST(ServerConfig, UnknownKeysAreAnErrorThatNamesAll) {

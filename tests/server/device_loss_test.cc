@@ -95,7 +95,7 @@ TEST_F(DeviceLoss, AtEveryCallNobodyNoticesAndNothingIsLost) {
   int64_t lost = 0;
   int64_t run = 0;
   options_.max_resident_users = 6;  // of 8: evictions, and loads of checkpoints
-  for (int call = 0; call < DeviceScript::kCalls; ++call) {
+  for (int call = 0; call < DeviceScript::kLoadBulk; ++call) {
     if (call == DeviceScript::kLoadModel || call == DeviceScript::kAllocateHost) continue;
     bool reached = true;
     for (int64_t at = 0; reached && at < 100; at += 1 + at) {

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "model/backends/cpu/cpu_backend.h"
+#include "model/backends/cuda/bulk_bound.h"
 #include "model/backends/cuda/device_part.h"
 #include "model/backends/packed_model.h"
 #include "model/backends/request_checks.h"
@@ -24,10 +25,12 @@ constexpr Slot kHostSlots = cuda::DeviceSlab::kMostSlots;
 
 class CudaBackend final : public Backend {
  public:
+  // `bulk_bound`: what bulk.h allows queries of windows that are encoded in that mode.
   CudaBackend(const ModelConfig& config, std::unique_ptr<Backend> host,
-              std::unique_ptr<DevicePart> device, int64_t least_device_scores)
+              std::unique_ptr<DevicePart> device, int64_t least_device_scores, double bulk_bound)
       : config_(config),
         least_device_scores_(least_device_scores),
+        bulk_bound_(bulk_bound),
         host_(std::move(host)),
         device_(std::move(device)) {}
 
@@ -35,6 +38,10 @@ class CudaBackend final : public Backend {
   std::string_view isa() const override { return device_->name(); }
   bool exact() const override { return true; }
   int64_t state_bytes() const override { return host_->state_bytes(); }
+  double query_bound() const override { return host_->query_bound() + bulk_bound_; }
+  WindowEncoding window_encoding() const override {
+    return device_->bulk_windows() ? WindowEncoding::kBulk : WindowEncoding::kExact;
+  }
 
   absl::StatusOr<Slot> Allocate() override {
     if (const std::optional<int32_t> slot = device_->Allocate()) return *slot;
@@ -175,7 +182,8 @@ class CudaBackend final : public Backend {
     return stats;
   }
 
-  // Whether the device gives the bits of the cpu backend for what the package's probe asks.
+  // Whether the device gives the bits of the cpu backend for what the package's probe asks, but for
+  // queries in the bulk mode: those within its bound.
   absl::Status CheckItself(const ModelPackage& package);
 
  private:
@@ -204,6 +212,7 @@ class CudaBackend final : public Backend {
 
   const ModelConfig config_;
   const int64_t least_device_scores_;
+  const double bulk_bound_;  // 0: exact
   const std::unique_ptr<Backend> host_;
   const std::unique_ptr<DevicePart> device_;
   std::atomic<Slot> host_top_ = 0;  // all of the cpu backend's slots given out are below
@@ -279,8 +288,17 @@ absl::Status CudaBackend::CheckCase(size_t index, const ProbeCase& probe) {
   Release(*slot);
   if (!status.ok()) return status;
   if (record != expected_record) return differs("the state");
-  const size_t bytes = expected.size() * sizeof(float);
-  if (std::memcmp(query.data(), expected.data(), bytes) != 0) return differs("the query");
+  if (device_->bulk_windows()) {
+    const double error = cuda::RelativeError(query, expected);
+    if (!(error <= bulk_bound_)) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the CUDA device encodes windows outside the bulk mode's bound: the query of "
+          "probe case ",
+          index, " has the relative error ", error, ", allowed ", bulk_bound_));
+    }
+  } else if (std::memcmp(query.data(), expected.data(), expected.size() * sizeof(float)) != 0) {
+    return differs("the query");
+  }
 
   TopKRequest request;
   request.query = expected;
@@ -315,12 +333,17 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackendOn(
   auto host = CreateCpuBackend(package);
   if (!host.ok()) return host.status();
   const auto model = PackedModel::Create(package, /*pack_items=*/false);
-  auto part = DevicePart::Create(
-      std::move(device), model->dims(), model->weights(),
-      {(*host)->state_bytes(), options.state_chunk_bytes, options.reserve_bytes});
+  auto part = DevicePart::Create(std::move(device), model->dims(), model->weights(),
+                                 {(*host)->state_bytes(), options.state_chunk_bytes,
+                                  options.reserve_bytes, options.windows == WindowEncoding::kBulk});
   if (!part.ok()) return part.status();
-  auto backend = std::make_unique<CudaBackend>(package->config(), *std::move(host),
-                                               *std::move(part), options.least_device_scores);
+  const double bulk_bound =
+      (*part)->bulk_windows()
+          ? cuda::BulkQueryBound(model->dims(), model->weights(), package->probe())
+          : 0;
+  auto backend =
+      std::make_unique<CudaBackend>(package->config(), *std::move(host), *std::move(part),
+                                    options.least_device_scores, bulk_bound);
   if (absl::Status checked = backend->CheckItself(*package); !checked.ok()) return checked;
   return backend;
 }

@@ -21,11 +21,14 @@ struct CudaOptions {
   int64_t state_chunk_bytes = int64_t{256} << 20;
   // Fewer scores than this are computed by the CPU in less time than a device takes to answer.
   int64_t least_device_scores = int64_t{1} << 16;
+  // How the windows of states on the device are encoded.
+  WindowEncoding windows = WindowEncoding::kExact;
 };
 
 // Fails with RESOURCE_EXHAUSTED, the bytes needed and the bytes free if the model does not fit;
 // FAILED_PRECONDITION if states, queries or rankings of the package's probe differ in a bit from
-// the cpu backend's; UNAVAILABLE with the device's own text if it fails; else as CreateCpuBackend.
+// the cpu backend's (queries of the bulk mode: by more than its bound); UNAVAILABLE with the
+// device's own text if it fails; else as CreateCpuBackend.
 //
 // At run time a device that fails is lost, for good: calls on slots that it held answer ABORTED
 // (Backend::Lost), rankings are done by the CPU, new slots are in main memory.
@@ -36,7 +39,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackendOn(
 // On the first device of this machine. UNAVAILABLE with the driver's own reason if there is none
 // that can be used. Only in programs built with nvcc.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
-    std::shared_ptr<const ModelPackage> package);
+    std::shared_ptr<const ModelPackage> package, const CudaOptions& options = {});
 
 }  // namespace tim4rec
 

@@ -38,13 +38,15 @@ inline constexpr int32_t kMostEvents = 65536;
 inline constexpr int32_t kMostQueries = 1024;
 inline constexpr int32_t kMostRankings = 1024;
 inline constexpr int32_t kMostBest = 1000;  // k
+// Events of the windows that the bulk mode encodes: at D = 64 3072 blocks of its largest product.
+inline constexpr int32_t kMostEncoded = 32768;
 // A boost on the device has a whole number of these, the items' first.
 inline constexpr int32_t kBoostTile = 64;
 
-// Thread-safe, but that calls on one lane must not overlap. Nothing waits for the device but Wait
-// and LoadModel; what is put on a lane reads and writes its memory until Wait returns. Host memory
-// is pinned, from AllocateHost. A fault of anything but an allocation leaves the device in no state
-// to go on with; the fault of work on a lane is reported by Wait or by any later call.
+// Thread-safe, but that calls on one lane must not overlap. Nothing waits for the device but Wait,
+// LoadModel and LoadBulk; what is put on a lane reads and writes its memory until Wait returns.
+// Host memory is pinned, from AllocateHost. A fault of anything but an allocation leaves the device
+// in no state to go on with; the fault of work on a lane is reported by Wait or by any later call.
 class Device {
  public:
   virtual ~Device() = default;
@@ -66,6 +68,14 @@ class Device {
   // returns.
   virtual Fault LoadModel(const kernels::Dims& dims, const kernels::Weights& weights) = 0;
 
+  // Of a model with a window: device memory that LoadBulk takes.
+  virtual int64_t BulkBytes(const kernels::Dims& dims, const kernels::Weights& weights,
+                            int32_t most_events) const = 0;
+  // After LoadModel: readies EncodeWindows for launches of up to `most_events` events, as many as a
+  // window has or more. Refused for want of memory, it may be called again with fewer.
+  virtual Fault LoadBulk(const kernels::Dims& dims, const kernels::Weights& weights,
+                         int32_t most_events) = 0;
+
   // Copies from pinned to device memory or back.
   virtual Fault Copy(Lane lane, void* to, const void* from, size_t bytes) = 0;
   // Copies `count` records of `record_bytes`, a multiple of 16, to distinct places. `copies` is
@@ -78,6 +88,10 @@ class Device {
                      int32_t most_events) = 0;
   // On kQuery: DeviceModel::Query of pinned requests, [count][D] to pinned memory.
   virtual Fault Query(const DeviceQuery* requests, int32_t count, float* queries) = 0;
+  // On kQuery: BulkModel::EncodeWindows of pinned requests and `first` [count + 1], [count][D] to
+  // pinned memory.
+  virtual Fault EncodeWindows(const DeviceQuery* requests, const int32_t* first, int32_t count,
+                              float* queries) = 0;
   // On kRank: ranks as cuda::Rank does, all of whose pointers but `queries` are device memory.
   virtual Fault Rank(const kernels::TopKQuery* queries, int32_t count, int32_t most_k,
                      kernels::Scored* best, int32_t* found) = 0;

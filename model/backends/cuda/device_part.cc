@@ -53,6 +53,7 @@ int64_t DevicePart::PlacePinned(const kernels::Dims& dims, int64_t state_bytes, 
   places.Give(&pinned->runs, kMostRuns);
   places.Give(&pinned->events, kMostEvents);
   places.Give(&pinned->requests, kMostQueries);
+  places.Give(&pinned->first, kMostQueries + 1);
   places.Give(&pinned->queries, int64_t{kMostQueries} * dims.d);
   places.Give(&pinned->imports, Staging::kRows * state_bytes);
   places.Give(&pinned->exports, kExportRows * state_bytes);
@@ -77,6 +78,17 @@ int64_t DevicePart::RankInputBytes(const kernels::Dims& dims) {
                   RankInput::MostBytesOfOne(dims.items, dims.d, BoostFloats(dims)));
 }
 
+Fault DevicePart::LoadBulk(Device* device, const kernels::Dims& dims,
+                           const kernels::Weights& weights, int64_t room, int32_t* most_encoded) {
+  for (*most_encoded = std::max(kMostEncoded, dims.window);;
+       *most_encoded = std::max(*most_encoded / 2, dims.window)) {
+    const bool least = *most_encoded == dims.window;
+    if (!least && device->BulkBytes(dims, weights, *most_encoded) > room / 8) continue;
+    const Fault fault = device->LoadBulk(dims, weights, *most_encoded);
+    if (fault == nullptr || least || !IsOutOfMemory(fault)) return fault;
+  }
+}
+
 absl::StatusOr<std::unique_ptr<DevicePart>> DevicePart::Create(std::unique_ptr<Device> device,
                                                                const kernels::Dims& dims,
                                                                const kernels::Weights& weights,
@@ -90,7 +102,9 @@ absl::StatusOr<std::unique_ptr<DevicePart>> DevicePart::Create(std::unique_ptr<D
   }
   auto buffers = std::make_unique<Buffers>(device.get());
   const int64_t own_bytes = PlaceOnDevice(dims, nullptr, &buffers->on_device);
-  const int64_t needed = device->ModelBytes(dims) + own_bytes;
+  const bool bulk = options.bulk_windows && dims.window > 0;
+  const int64_t needed = device->ModelBytes(dims) + own_bytes +
+                         (bulk ? device->BulkBytes(dims, weights, dims.window) : 0);
   const auto too_large = [&](absl::string_view why) {
     return absl::ResourceExhaustedError(absl::StrCat("the model needs ", needed,
                                                      " bytes of device memory, ", memory.free_bytes,
@@ -110,6 +124,12 @@ absl::StatusOr<std::unique_ptr<DevicePart>> DevicePart::Create(std::unique_ptr<D
     return refused("allocating memory", fault);
   }
   PlaceOnDevice(dims, buffers->memory, &buffers->on_device);
+  int32_t most_encoded = 0;
+  if (bulk) {
+    const Fault fault =
+        LoadBulk(device.get(), dims, weights, memory.free_bytes - needed, &most_encoded);
+    if (fault != nullptr) return refused("loading the bulk mode", fault);
+  }
   const int64_t bytes = PlacePinned(dims, options.state_bytes, nullptr, &buffers->pinned);
   if (const Fault fault = device->AllocateHost(static_cast<size_t>(bytes), &buffers->host);
       fault != nullptr) {
@@ -120,14 +140,16 @@ absl::StatusOr<std::unique_ptr<DevicePart>> DevicePart::Create(std::unique_ptr<D
   Options chosen = options;
   if (chosen.reserve_bytes == 0) chosen.reserve_bytes = memory.total_bytes / 8;
   return std::unique_ptr<DevicePart>(
-      new DevicePart(std::move(device), dims, chosen, std::move(buffers)));
+      new DevicePart(std::move(device), dims, chosen, most_encoded, std::move(buffers)));
 }
 
 DevicePart::DevicePart(std::unique_ptr<Device> device, const kernels::Dims& dims,
-                       const Options& options, std::unique_ptr<const Buffers> buffers)
+                       const Options& options, int32_t most_encoded,
+                       std::unique_ptr<const Buffers> buffers)
     : device_(std::move(device)),
       dims_(dims),
       options_(options),
+      most_encoded_(most_encoded),
       buffers_(std::move(buffers)),
       pinned_(buffers_->pinned),
       slab_(device_.get(), options.state_bytes, options.chunk_bytes, options.reserve_bytes),
@@ -157,7 +179,7 @@ std::optional<int32_t> DevicePart::Allocate() {
   if (lost()) return std::nullopt;
   std::optional<int32_t> slot;
   if (!Check(slab_.Allocate(&slot)).ok() || !slot) return std::nullopt;
-  slab_.notes(*slot).has_events = false;
+  slab_.notes(*slot).events = 0;
   staging_.Clear(*slot);
   return slot;
 }
@@ -168,7 +190,7 @@ absl::Status DevicePart::Advance(std::span<const Run> runs) {
   folds_.Do(&work, [this](std::span<FoldWork* const> works) { Answer(FoldAll(works), works); });
   if (!work.status.ok()) return work.status;
   for (const Run& run : runs) {
-    if (!run.events.empty()) slab_.notes(run.slot).has_events = true;
+    slab_.notes(run.slot).events += static_cast<int64_t>(run.events.size());
   }
   lookups_ += static_cast<int64_t>(runs.size());
   return absl::OkStatus();
@@ -227,32 +249,44 @@ absl::Status DevicePart::Query(std::span<const QueryRequest> requests,
 absl::Status DevicePart::QueryAll(std::span<QueryWork* const> works) {
   if (absl::Status status = Check(staging_.Before(Lane::kQuery)); !status.ok()) return status;
   std::vector<float*> places;
-  const auto launch = [&]() -> absl::Status {
-    const auto count = static_cast<int32_t>(places.size());
-    absl::Status status = Check(device_->Query(pinned_.requests, count, pinned_.queries));
-    if (!status.ok()) return status;
-    double seconds = 0;
-    status = Check(device_->Wait(Lane::kQuery, &seconds));
-    if (!status.ok()) return status;
-    queried_.Add(count, seconds);
-    for (size_t i = 0; i < places.size(); ++i) {
-      std::memcpy(places[i], pinned_.queries + static_cast<int64_t>(i) * dims_.d,
-                  sizeof(float) * static_cast<size_t>(dims_.d));
-    }
-    places.clear();
-    return absl::OkStatus();
-  };
+  pinned_.first[0] = 0;
   for (const QueryWork* work : works) {
     for (size_t i = 0; i < work->requests.size(); ++i) {
       const QueryRequest& request = work->requests[i];
+      // Of its window; nobody counts them but for the bulk mode.
+      const auto events =
+          static_cast<int32_t>(std::min<int64_t>(slab_.notes(request.slot).events, dims_.window));
+      const size_t count = places.size();
+      if (count == kMostQueries ||
+          (bulk_windows() && pinned_.first[count] + events > most_encoded_)) {
+        if (absl::Status status = LaunchQuery(&places); !status.ok()) return status;
+      }
       auto* const state = reinterpret_cast<kernels::StateHeader*>(slab_.record(request.slot));
       pinned_.requests[places.size()] = {state, request.as_of_ms};
+      pinned_.first[places.size() + 1] = pinned_.first[places.size()] + events;
       places.push_back(work->queries[i]);
-      if (static_cast<int32_t>(places.size()) < kMostQueries) continue;
-      if (absl::Status status = launch(); !status.ok()) return status;
     }
   }
-  return places.empty() ? absl::OkStatus() : launch();
+  return places.empty() ? absl::OkStatus() : LaunchQuery(&places);
+}
+
+absl::Status DevicePart::LaunchQuery(std::vector<float*>* places) {
+  const auto count = static_cast<int32_t>(places->size());
+  absl::Status status =
+      Check(bulk_windows()
+                ? device_->EncodeWindows(pinned_.requests, pinned_.first, count, pinned_.queries)
+                : device_->Query(pinned_.requests, count, pinned_.queries));
+  if (!status.ok()) return status;
+  double seconds = 0;
+  status = Check(device_->Wait(Lane::kQuery, &seconds));
+  if (!status.ok()) return status;
+  queried_.Add(count, seconds);
+  for (size_t i = 0; i < places->size(); ++i) {
+    std::memcpy((*places)[i], pinned_.queries + static_cast<int64_t>(i) * dims_.d,
+                sizeof(float) * static_cast<size_t>(dims_.d));
+  }
+  places->clear();
+  return absl::OkStatus();
 }
 
 absl::Status DevicePart::Rank(std::span<const kernels::TopKQuery> queries,
@@ -357,7 +391,7 @@ absl::Status DevicePart::Import(int32_t slot, std::span<const std::byte> record)
   if (absl::Status status = Check(staging_.Put(slot, record)); !status.ok()) return status;
   kernels::StateHeader header;
   std::memcpy(&header, record.data(), sizeof(header));
-  slab_.notes(slot).has_events = header.folded_events > 0;
+  slab_.notes(slot).events = header.folded_events;
   return absl::OkStatus();
 }
 

@@ -31,6 +31,7 @@ class DevicePart {
     int64_t state_bytes;
     int64_t chunk_bytes;
     int64_t reserve_bytes;
+    bool bulk_windows;  // Query encodes windows in the bulk mode, if the model has them
   };
   // Loads the model. RESOURCE_EXHAUSTED with the bytes needed and free, UNAVAILABLE with the
   // device's text.
@@ -49,7 +50,8 @@ class DevicePart {
   std::optional<int32_t> Allocate();
   void Release(int32_t slot) { slab_.Release(slot); }
   bool Contains(int32_t slot) const { return slab_.Contains(slot); }
-  bool HasEvents(int32_t slot) const { return slab_.notes(slot).has_events; }
+  bool HasEvents(int32_t slot) const { return slab_.notes(slot).events > 0; }
+  bool bulk_windows() const { return most_encoded_ > 0; }
 
   absl::Status Advance(std::span<const Run> runs);  // of slots here, as Backend::Advance
   // queries[i] is [D]. The slots have events.
@@ -103,6 +105,7 @@ class DevicePart {
     DeviceRun* runs;
     kernels::Event* events;
     DeviceQuery* requests;
+    int32_t* first;
     float* queries;
     std::byte* imports;
     std::byte* exports;
@@ -129,13 +132,19 @@ class DevicePart {
   };
 
   DevicePart(std::unique_ptr<Device> device, const kernels::Dims& dims, const Options& options,
-             std::unique_ptr<const Buffers> buffers);
+             int32_t most_encoded, std::unique_ptr<const Buffers> buffers);
 
+  // Readies the bulk mode for as many events of a launch as an eighth of `room` bytes holds: at
+  // least a window's, at most kMostEncoded.
+  static Fault LoadBulk(Device* device, const kernels::Dims& dims, const kernels::Weights& weights,
+                        int64_t room, int32_t* most_encoded);
   // The fault, if there is one, loses the device.
   absl::Status Check(Fault fault);
   absl::Status FoldAll(std::span<FoldWork* const> works);
   absl::Status LaunchFold(int32_t runs, int32_t events);
   absl::Status QueryAll(std::span<QueryWork* const> works);
+  // Makes pinned queries of places.size() pinned requests, for those places, and clears them.
+  absl::Status LaunchQuery(std::vector<float*>* places);
   absl::Status RankAll(std::span<RankWork* const> works);
   // Ranks rank_input_, whose results belong to places, and clears both.
   absl::Status LaunchRank(std::vector<RankPlace>* places);
@@ -151,6 +160,7 @@ class DevicePart {
   const std::unique_ptr<Device> device_;
   const kernels::Dims dims_;
   const Options options_;
+  const int32_t most_encoded_;  // events of windows in a launch of the bulk mode; 0: it is not used
   const std::unique_ptr<const Buffers> buffers_;
   const Pinned& pinned_;
   DeviceSlab slab_;

@@ -41,7 +41,7 @@ class DeviceSlab {
   std::byte* record(int32_t slot) const;
   // The slot's notes; those of a slot belong to who uses it.
   struct Notes {
-    bool has_events = false;
+    int64_t events = 0;   // folded into it
     int32_t staged = -1;  // Staging's
   };
   Notes& notes(int32_t slot) const;

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <utility>
 
+#include "model/kernels/cuda/bulk.h"
 #include "model/kernels/cuda/device.h"
 #include "model/kernels/cuda/fold.h"
 #include "model/kernels/cuda/rank.h"
@@ -40,7 +41,11 @@ class Block {
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
 
-  Fault Allocate(size_t bytes) { return bytes == 0 ? nullptr : Describe(cudaMalloc(&at_, bytes)); }
+  // In place of what it has.
+  Fault Allocate(size_t bytes) {
+    cudaFree(std::exchange(at_, nullptr));
+    return bytes == 0 ? nullptr : Describe(cudaMalloc(&at_, bytes));
+  }
   void* at() const { return at_; }
 
  private:
@@ -146,6 +151,26 @@ class RuntimeDevice final : public Device {
         });
   }
 
+  int64_t BulkBytes(const kernels::Dims& dims, const kernels::Weights& weights,
+                    int32_t most_events) const override {
+    return static_cast<int64_t>(BulkModel::BytesFor(dims, weights) +
+                                BulkModel::WorkspaceBytes(dims, kMostQueries, most_events)) +
+           kFirstBytes;
+  }
+
+  Fault LoadBulk(const kernels::Dims& dims, const kernels::Weights& weights,
+                 int32_t most_events) override {
+    const Fault fault = InTurn(
+        [&] {
+          return bulk_workspace_.Allocate(
+              BulkModel::WorkspaceBytes(dims, kMostQueries, most_events));
+        },
+        [&] { return first_.Allocate(kFirstBytes); },
+        [&] { return BulkModel::Create(dims, weights, model_->embedding(), &bulk_); });
+    if (fault != nullptr) (void)cudaGetLastError();  // refusals are no fault of what follows
+    return fault;
+  }
+
   Fault Copy(Lane lane, void* to, const void* from, size_t bytes) override {
     return InTurn(
         [&] { return Begin(lane); },
@@ -204,6 +229,22 @@ class RuntimeDevice final : public Device {
                   });
   }
 
+  // `first` is read by many kernels: from a copy.
+  Fault EncodeWindows(const DeviceQuery* requests, const int32_t* first, int32_t count,
+                      float* queries) override {
+    return InTurn([&] { return Begin(Lane::kQuery); },
+                  [&] {
+                    return Describe(cudaMemcpyAsync(
+                        first_.at(), first, sizeof(int32_t) * static_cast<size_t>(count + 1),
+                        cudaMemcpyHostToDevice, stream(Lane::kQuery)));
+                  },
+                  [&] {
+                    return bulk_->EncodeWindows(requests, static_cast<const int32_t*>(first_.at()),
+                                                count, first[count], queries, bulk_workspace_.at(),
+                                                stream(Lane::kQuery));
+                  });
+  }
+
   Fault Rank(const kernels::TopKQuery* queries, int32_t count, int32_t most_k,
              kernels::Scored* best, int32_t* found) override {
     return InTurn([&] { return Begin(Lane::kRank); },
@@ -243,6 +284,8 @@ class RuntimeDevice final : public Device {
     const DeviceRun* runs = nullptr;
     const kernels::Event* events = nullptr;
   };
+
+  static constexpr int64_t kFirstBytes = sizeof(int32_t) * (kMostQueries + 1);
 
   static Fault Attribute(int* value, cudaDeviceAttr attribute) {
     return Describe(cudaDeviceGetAttribute(value, attribute, 0));
@@ -302,7 +345,9 @@ class RuntimeDevice final : public Device {
   char name_[16] = "";
   std::array<LaneState, kLanes> lanes_ = {};
   std::unique_ptr<const DeviceModel> model_;
-  Block fold_workspace_, query_workspace_, runs_, events_, table_memory_, rank_memory_;
+  std::unique_ptr<const BulkModel> bulk_;
+  Block bulk_workspace_, first_, fold_workspace_, query_workspace_, runs_, events_, table_memory_,
+      rank_memory_;
   void* rank_host_ = nullptr;
   ItemTable table_ = {};
   std::array<StepGraph, 13> step_graphs_ = {};  // of 1, 2, 4, … kMostRuns

@@ -103,6 +103,7 @@ void CollectModel(const Dims& s, Weights* w, Collector* all) {
 
 // A call's memory.
 struct Workspace {
+  kernels::Event* events;  // of windows
   int32_t* place;
   float *gap_ms, *feature;
   float *x, *u;                       // [rows][D]
@@ -123,6 +124,8 @@ size_t Carve(const Dims& s, int32_t count, int32_t rows, char* base, Workspace* 
     return reinterpret_cast<float*>(place);
   };
   const int64_t d = s.d, h = s.h;
+  constexpr int64_t kEventFloats = sizeof(kernels::Event) / sizeof(float);
+  at->events = reinterpret_cast<kernels::Event*>(take(rows, s.window > 0 ? kEventFloats : 0));
   at->place = reinterpret_cast<int32_t*>(take(rows, 1));
   at->gap_ms = take(rows, 1);
   at->feature = take(rows, 1);
@@ -194,6 +197,15 @@ struct BulkModel::Parts {
   }
 };
 
+size_t BulkModel::BytesFor(const Dims& dims, const Weights& weights) {
+  Weights model = weights;
+  std::vector<LayerWeights> layers(weights.layers, weights.layers + dims.layers);
+  Collector all;
+  CollectModel(dims, &model, &all);
+  for (LayerWeights& layer : layers) CollectLayer(dims, &layer, &all);
+  return sizeof(float) * static_cast<size_t>(all.floats()) + sizeof(LayerWeights) * layers.size();
+}
+
 Fault BulkModel::Create(const Dims& dims, const Weights& weights, const float* embedding,
                         std::unique_ptr<const BulkModel>* model) {
   std::unique_ptr<BulkModel> made(new BulkModel);
@@ -225,9 +237,22 @@ Fault BulkModel::Create(const Dims& dims, const Weights& weights, const float* e
 
 BulkModel::~BulkModel() = default;
 
-size_t BulkModel::WorkspaceBytes(int32_t count, int32_t events) const {
+size_t BulkModel::WorkspaceBytes(const Dims& dims, int32_t count, int32_t events) {
   Workspace at;
-  return Carve(parts_->dims, count, events, nullptr, &at);
+  return Carve(dims, count, events, nullptr, &at);
+}
+
+Fault BulkModel::EncodeWindows(const DeviceQuery* windows, const int32_t* first, int32_t count,
+                               int32_t events_count, float* queries, void* workspace,
+                               Stream stream) const {
+  if (count == 0) return nullptr;
+  const Dims& s = parts_->dims;
+  if (s.window == 0) return "EncodeWindows needs a model with a window";
+  Workspace at;
+  Carve(s, count, events_count, static_cast<char*>(workspace), &at);
+  const Fault fault = bulk::UnpackWindows(s, windows, first, count, at.events, stream);
+  if (fault != nullptr) return fault;
+  return Encode(at.events, first, count, events_count, nullptr, queries, workspace, stream);
 }
 
 Fault BulkModel::Encode(const kernels::Event* events, const int32_t* first, int32_t count,
@@ -298,7 +323,7 @@ Fault BulkModel::Encode(const kernels::Event* events, const int32_t* first, int3
   }
   return Describe(cudaMemcpyAsync(
       queries, at.last_x, sizeof(float) * static_cast<size_t>(count) * static_cast<size_t>(s.d),
-      cudaMemcpyDeviceToDevice, stream));
+      cudaMemcpyDefault, stream));
 }
 
 }  // namespace tim4rec::cuda

@@ -182,6 +182,18 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- windows
 
+// A block per window.
+__global__ void UnpackEachWindow(const DeviceQuery* windows, const int32_t* first, int32_t l,
+                                 kernels::Event* events) {
+  const int32_t begin = first[blockIdx.x], end = first[blockIdx.x + 1];
+  const auto* times = reinterpret_cast<const int64_t*>(windows[blockIdx.x].state + 1);
+  const auto* items = reinterpret_cast<const int32_t*>(times + l);
+  for (int32_t i = Thread(); i < end - begin; i += kThreads) {
+    events[begin + i].item = items[i];
+    events[begin + i].timestamp_ms = times[i];
+  }
+}
+
 struct Windows {
   Dims dims;
   const float *norm, *norm_bias;
@@ -309,6 +321,14 @@ Fault Place(const Dims& dims, const Histories& histories, Stream stream) {
   grid.blocks = static_cast<unsigned>(histories.count);
   grid.threads = kThreads;
   return Launch(PlaceEvents, grid, stream, dims, histories);
+}
+
+Fault UnpackWindows(const Dims& dims, const DeviceQuery* windows, const int32_t* first,
+                    int32_t count, kernels::Event* events, Stream stream) {
+  Grid grid;
+  grid.blocks = static_cast<unsigned>(count);
+  grid.threads = kThreads;
+  return Launch(UnpackEachWindow, grid, stream, windows, first, dims.window, events);
 }
 
 Fault Embed(const Dims& dims, const kernels::Weights& weights, const float* embedding,

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "model/kernels/cuda/fault.h"
+#include "model/kernels/cuda/fold.h"
 #include "model/kernels/kernels.h"
 
 namespace tim4rec::cuda::bulk {
@@ -32,6 +33,10 @@ struct Histories {
   float *gap_ms, *feature;  // [rows]: rule 5
 };
 Fault Place(const kernels::Dims& dims, const Histories& histories, Stream stream);
+// The events of records' windows, events[first[s]] … those of window s; requests may be pinned host
+// memory.
+Fault UnpackWindows(const kernels::Dims& dims, const DeviceQuery* windows, const int32_t* first,
+                    int32_t count, kernels::Event* events, Stream stream);
 // Rule 6: x [rows][D].
 Fault Embed(const kernels::Dims& dims, const kernels::Weights& weights, const float* embedding,
             const Histories& histories, float* x, Stream stream);

@@ -165,7 +165,7 @@ class Users {
 TEST(CudaFaults, AtEveryCallStatesAreRebuiltAndEveryAnswerIsRight) {
   const auto package = *ModelPackage::FromContents(MakeTinyModel(5));
   const auto cpu = *BuiltinBackends().factories.at("cpu")(package);
-  for (int call = 0; call < DeviceScript::kCalls; ++call) {
+  for (int call = 0; call < DeviceScript::kLoadBulk; ++call) {
     if (call == DeviceScript::kLoadModel || call == DeviceScript::kAllocateHost) continue;
     bool reached = true;
     int lost = 0;
@@ -243,14 +243,19 @@ TEST(CudaFaults, ALostSlotSaysSoWhateverIsAsked) {
 }
 
 TEST(CudaFaults, ADeviceThatFailsAtTheStartIsRefused) {
-  const auto package = *ModelPackage::FromContents(MakeTinyModel(5));
+  const auto streaming = *ModelPackage::FromContents(MakeTinyModel(5));
+  const auto windowed = *ModelPackage::FromContents(MakeTinyModel(cuda::WindowedConfig(), 5));
+  CudaOptions options = cuda::SmallOptions();
+  options.windows = WindowEncoding::kBulk;
   for (int call = 0; call < DeviceScript::kCalls; ++call) {
     DeviceScript script;
     script.FailFrom(static_cast<DeviceScript::Call>(call), 0);
+    // Each kind of model calls what the other does not.
+    const auto& package = call < DeviceScript::kLoadBulk ? streaming : windowed;
     const absl::Status status =
-        CreateCudaBackendOn(std::make_unique<ScalarDevice>(&script), package, cuda::SmallOptions())
-            .status();
-    if (call == DeviceScript::kAllocate || call == DeviceScript::kAllocateHost) {
+        CreateCudaBackendOn(std::make_unique<ScalarDevice>(&script), package, options).status();
+    if (call == DeviceScript::kAllocate || call == DeviceScript::kAllocateHost ||
+        call == DeviceScript::kLoadBulk) {
       EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
     } else {
       EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable)

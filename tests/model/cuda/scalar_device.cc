@@ -1,6 +1,7 @@
 #include "tests/model/cuda/scalar_device.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -18,8 +19,8 @@ namespace {
 
 const char* DeviceScript::NameOf(int call) {
   static constexpr const char* kNames[kCalls] = {
-      "Memory", "Allocate", "AllocateHost", "LoadModel", "Copy", "CopyRecords",
-      "Fold",   "Query",    "Rank",         "After",     "Wait"};
+      "Memory", "Allocate", "AllocateHost", "LoadModel", "Copy",     "CopyRecords",  "Fold",
+      "Query",  "Rank",     "After",        "Wait",      "LoadBulk", "EncodeWindows"};
   return kNames[call];
 }
 
@@ -38,7 +39,9 @@ Fault DeviceScript::Called(Call call) {
   const std::lock_guard lock(mutex);
   const int64_t index = counts[call]++;
   const bool now = call == fail_call && index >= fail_at;
-  if (now && (call == kAllocate || call == kAllocateHost)) return "out of memory";
+  if (now && (call == kAllocate || call == kAllocateHost || call == kLoadBulk)) {
+    return "out of memory";
+  }
   failed = failed || now;
   return failed ? "an illegal memory access was encountered" : nullptr;
 }
@@ -49,7 +52,7 @@ ScalarDevice::~ScalarDevice() {
 
 Fault ScalarDevice::Called(DeviceScript::Call call) {
   const Fault fault = script_->Called(call);
-  if (fault != nullptr && call != DeviceScript::kAllocate && call != DeviceScript::kAllocateHost) {
+  if (fault != nullptr && std::string_view(fault) != "out of memory") {
     // Nothing that is there may be trusted any more.
     for (auto& [at, block] : device_) std::memset(block.at, 0x5a, block.bytes);
     for (LaneState& lane : lanes_) {
@@ -216,6 +219,25 @@ Fault ScalarDevice::LoadModel(const kernels::Dims& dims, const kernels::Weights&
   return nullptr;
 }
 
+int64_t ScalarDevice::BulkBytes(const kernels::Dims& dims, const kernels::Weights& /*weights*/,
+                                int32_t most_events) const {
+  return int64_t{1000} * dims.d + int64_t{64} * dims.d * most_events;
+}
+
+Fault ScalarDevice::LoadBulk(const kernels::Dims& dims, const kernels::Weights& weights,
+                             int32_t most_events) {
+  const std::lock_guard lock(mutex_);
+  if (const Fault fault = Called(DeviceScript::kLoadBulk); fault != nullptr) return fault;
+  if (dims.window == 0 || most_events < dims.window) Die("not one window");
+  const int64_t bytes = BulkBytes(dims, weights, most_events);
+  const bool refused = script_->count(DeviceScript::kLoadBulk) <= script_->refused_loads;
+  if (refused || used_bytes_ + bytes > script_->memory_bytes) return "out of memory";
+  used_bytes_ += bytes;
+  rounded_.emplace(dims_, weights_);
+  most_encoded_ = most_events;
+  return nullptr;
+}
+
 void ScalarDevice::Put(Lane lane, std::function<void()> work) {
   lanes_[static_cast<int>(lane)].work.push_back(std::move(work));
   ++lanes_[static_cast<int>(lane)].launches;
@@ -314,6 +336,33 @@ Fault ScalarDevice::Query(const DeviceQuery* requests, int32_t count, float* que
         kernels::Query(dims_, weights_, requests[i].state, requests[i].as_of_ms, scratch.data(),
                        query);
       }
+    }
+  });
+  return nullptr;
+}
+
+Fault ScalarDevice::EncodeWindows(const DeviceQuery* requests, const int32_t* first, int32_t count,
+                                  float* queries) {
+  const std::lock_guard lock(mutex_);
+  if (const Fault fault = Called(DeviceScript::kEncodeWindows); fault != nullptr) return fault;
+  if (!rounded_) Die("the bulk mode is not loaded");
+  if (count < 1 || count > kMostQueries) Die("too many windows");
+  if (first[0] != 0 || first[count] > most_encoded_) Die("more events than was said");
+  CheckPinned(requests, int64_t{sizeof(*requests)} * count);
+  CheckPinned(first, int64_t{sizeof(*first)} * (count + 1));
+  CheckPinned(queries, 4 * int64_t{count} * dims_.d);
+  Put(Lane::kQuery, [=, this] {
+    std::vector<float> scratch(static_cast<size_t>(kernels::WindowScratchFloats(dims_)));
+    for (int32_t i = 0; i < count; ++i) {
+      CheckRecord(requests[i].state);
+      const int64_t events = std::min<int64_t>(requests[i].state->folded_events, dims_.window);
+      if (events < 1 || first[i + 1] - first[i] != events) Die("a window has other events");
+      float* query = queries + int64_t{i} * dims_.d;
+      kernels::EncodeWindow(dims_, rounded_->weights(), requests[i].state, scratch.data(), query);
+      if (!script_->wrong_encode) continue;
+      double squares = 0;
+      for (int32_t d = 0; d < dims_.d; ++d) squares += double{query[d]} * query[d];
+      query[0] += static_cast<float>(0.3 * std::sqrt(squares));
     }
   });
   return nullptr;

@@ -9,10 +9,12 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "model/backends/cuda/bulk_bound.h"
 #include "model/backends/cuda/cuda_backend.h"
 #include "model/backends/cuda/device.h"
 
@@ -21,6 +23,20 @@ namespace tim4rec::cuda {
 // For a few states on the device, and every ranking there.
 inline CudaOptions SmallOptions() {
   return {.reserve_bytes = 1 << 20, .state_chunk_bytes = 1 << 20, .least_device_scores = 1};
+}
+
+// A published model whose states are windows of ten events.
+inline ModelConfig WindowedConfig() {
+  ModelConfig config;
+  config.variant = Variant::kPublished;
+  config.n_items = 61;
+  config.hidden_size = 16;
+  config.head_dim = 8;
+  config.d_state = 8;
+  config.time_write = config.time_decay = config.time_query = false;
+  config.is_time = true;
+  config.max_item_list_length = 10;
+  return config;
 }
 
 // What a test says to a device and reads of it; outlives it. Thread-safe.
@@ -36,9 +52,11 @@ struct DeviceScript {
     kQuery,
     kRank,
     kAfter,
-    kWait
+    kWait,
+    kLoadBulk,       // the bulk mode's, which the others never are
+    kEncodeWindows,  // likewise
   };
-  static constexpr int kCalls = 11;
+  static constexpr int kCalls = 13;
   static const char* NameOf(int call);
 
   // From the `at`th call (0: the next one) of that kind on, every call of any kind fails. An
@@ -49,7 +67,9 @@ struct DeviceScript {
   int64_t count(Call call);
 
   int64_t memory_bytes = 64 << 20;
-  bool wrong_fold = false;  // one bit of each folded state
+  int refused_loads = 0;      // so many LoadBulk, for want of memory
+  bool wrong_fold = false;    // one bit of each folded state
+  bool wrong_encode = false;  // of the bulk mode: one value, by three tenths of the vector's length
 
   // The device's.
   Fault Called(Call call);
@@ -76,12 +96,19 @@ class ScalarDevice final : public Device {
   void FreeHost(void* memory) override;
   int64_t ModelBytes(const kernels::Dims& dims) const override;
   Fault LoadModel(const kernels::Dims& dims, const kernels::Weights& weights) override;
+  int64_t BulkBytes(const kernels::Dims& dims, const kernels::Weights& weights,
+                    int32_t most_events) const override;
+  Fault LoadBulk(const kernels::Dims& dims, const kernels::Weights& weights,
+                 int32_t most_events) override;
   Fault Copy(Lane lane, void* to, const void* from, size_t bytes) override;
   Fault CopyRecords(Lane lane, const RecordCopy* copies, int64_t count,
                     int64_t record_bytes) override;
   Fault Fold(const DeviceRun* runs, int32_t run_count, const kernels::Event* events,
              int32_t most_events) override;
   Fault Query(const DeviceQuery* requests, int32_t count, float* queries) override;
+  // By the scalar truth with rounded weights: within the bulk mode's bound, and not exact.
+  Fault EncodeWindows(const DeviceQuery* requests, const int32_t* first, int32_t count,
+                      float* queries) override;
   Fault Rank(const kernels::TopKQuery* queries, int32_t count, int32_t most_k,
              kernels::Scored* best, int32_t* found) override;
   Fault After(Lane lane, Lane first) override;
@@ -123,6 +150,8 @@ class ScalarDevice final : public Device {
   std::vector<kernels::LayerWeights> layers_;
   std::deque<std::vector<float>> kept_;
   std::vector<float> packed_items_;
+  std::optional<RoundedModel> rounded_;  // with the bulk mode
+  int32_t most_encoded_ = 0;
 };
 
 }  // namespace tim4rec::cuda
