@@ -2,15 +2,15 @@
 //
 //   bench_fold [--slab-gib N] [--rounds N] [--d WIDTH]
 //
-// A JSON object per line, last the verdict of a comparison with the scalar truth; exits 1 if that
-// fails, 77 where no GPU can be used.
+// For D 64 and then D 256, or for the width given: a JSON object per line, last the verdict of a
+// comparison with the scalar truth; exits 1 if that fails, 77 where no GPU can be used.
 //
-//   {"what":"ceiling","copy_gbps":…,"fma_tflops":…}       medians of the rounds
-//   {"what":"fold","batch":B,"us":…,"us_min":…,"us_max":…,"users_per_s":…,"state_gbps":…,
-//    "of_copy":…}                                         one event per user, random users of a
+//   {"what":"ceiling","d":D,"copy_gbps":…,"fma_tflops":…}  medians of the rounds
+//   {"what":"fold","d":D,"batch":B,"us":…,"us_min":…,"us_max":…,"users_per_s":…,"state_gbps":…,
+//    "of_copy":…,"tflops":…,"of_fma":…}                    one event per user, random users of a
 //    slab
-//   {"what":"scan","users":…,"events":…,"ms":…,"events_per_s":…,"tflops":…,"of_fma":…}
-//   {"what":"query","batch":B,"us":…}
+//   {"what":"scan","d":D,"users":…,"events":…,"ms":…,"events_per_s":…,"tflops":…,"of_fma":…}
+//   {"what":"query","d":D,"batch":B,"us":…}
 //
 // Times are CUDA events around replays of a graph of kSets launches, each with users of its own, so
 // that no state is found in a cache; "us" is per launch. Every round measures everything, so that
@@ -105,6 +105,14 @@ class Bench {
     Require(cudaMalloc(reinterpret_cast<void**>(&out_), sizeof(float) * 4096 * 4096));
     clocks_.assign(static_cast<size_t>(users_), 1'700'000'000'000);
   }
+  ~Bench() {
+    for (void* memory : {static_cast<void*>(slab_), workspace_, copy_, static_cast<void*>(out_)}) {
+      cudaFree(memory);
+    }
+    cudaStreamDestroy(stream_);
+  }
+  Bench(const Bench&) = delete;
+  Bench& operator=(const Bench&) = delete;
 
   int Run() {
     WarmUp();
@@ -287,21 +295,23 @@ class Bench {
     const double copy_gbps =
         2.0 * static_cast<double>(CopyBytes()) / Median(seconds["copy"]) * 1e-9;
     const double fma = 2.0 * 16 * kSteps * 512.0 * 4 * multiprocessors_ / Median(seconds["fma"]);
-    std::printf("{\"what\":\"ceiling\",\"copy_gbps\":%.1f,\"fma_tflops\":%.2f}\n", copy_gbps,
-                fma * 1e-12);
+    std::printf("{\"what\":\"ceiling\",\"d\":%d,\"copy_gbps\":%.1f,\"fma_tflops\":%.2f}\n", dims_.d,
+                copy_gbps, fma * 1e-12);
     for (const int32_t batch : kBatches) {
       const std::vector<double>& times = seconds["fold " + std::to_string(batch)];
       const double median = Median(times);
+      const double flops = batch * dims_.layers * (StateOperations() + FinishOperations()) / median;
       const double gbps = 2.0 * static_cast<double>(batch * record_bytes_) / median * 1e-9;
       std::printf(
-          "{\"what\":\"fold\",\"batch\":%d,\"us\":%.2f,\"us_min\":%.2f,\"us_max\":%.2f,"
-          "\"users_per_s\":%.0f,\"state_gbps\":%.1f,\"of_copy\":%.3f}\n",
-          batch, median * 1e6, *std::min_element(times.begin(), times.end()) * 1e6,
+          "{\"what\":\"fold\",\"d\":%d,\"batch\":%d,\"us\":%.2f,\"us_min\":%.2f,\"us_max\":%.2f,"
+          "\"users_per_s\":%.0f,\"state_gbps\":%.1f,\"of_copy\":%.3f,\"tflops\":%.2f,"
+          "\"of_fma\":%.3f}\n",
+          dims_.d, batch, median * 1e6, *std::min_element(times.begin(), times.end()) * 1e6,
           *std::max_element(times.begin(), times.end()) * 1e6, batch / median, gbps,
-          gbps / copy_gbps);
+          gbps / copy_gbps, flops * 1e-12, flops / fma);
     }
     for (const int32_t batch : kBatches) {
-      std::printf("{\"what\":\"query\",\"batch\":%d,\"us\":%.2f}\n", batch,
+      std::printf("{\"what\":\"query\",\"d\":%d,\"batch\":%d,\"us\":%.2f}\n", dims_.d, batch,
                   Median(seconds["query " + std::to_string(batch)]) * 1e6);
     }
     const double median = Median(seconds["scan"]);
@@ -311,9 +321,10 @@ class Bench {
     const double operations = events * dims_.layers * StateOperations() +
                               (events * (dims_.layers - 1) + users) * FinishOperations();
     std::printf(
-        "{\"what\":\"scan\",\"users\":%.0f,\"events\":%.0f,\"ms\":%.3f,\"events_per_s\":%.0f,"
+        "{\"what\":\"scan\",\"d\":%d,\"users\":%.0f,\"events\":%.0f,\"ms\":%.3f,\"events_per_s\":%."
+        "0f,"
         "\"tflops\":%.2f,\"of_fma\":%.3f}\n",
-        users, events, median * 1e3, events / median, operations / median * 1e-12,
+        dims_.d, users, events, median * 1e3, events / median, operations / median * 1e-12,
         operations / median / fma);
   }
 
@@ -368,18 +379,22 @@ class Bench {
 
 int Main(int argc, char** argv) {
   double slab_gib = 4;
-  int rounds = 9, d = 64;
+  int rounds = 9;
+  std::vector<int32_t> widths = {64, 256};
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i];
     if (flag == "--slab-gib") slab_gib = std::atof(argv[i + 1]);
     if (flag == "--rounds") rounds = std::atoi(argv[i + 1]);
-    if (flag == "--d") d = std::atoi(argv[i + 1]);
+    if (flag == "--d") widths = {std::atoi(argv[i + 1])};
   }
   if (const cuda::Fault fault = cuda::Describe(cudaFree(nullptr)); fault != nullptr) {
     std::printf("no CUDA device can be used: %s\n", fault);
     return 77;
   }
-  return Bench(d, slab_gib, rounds).Run();
+  for (const int32_t d : widths) {
+    if (const int failed = Bench(d, slab_gib, rounds).Run(); failed != 0) return failed;
+  }
+  return 0;
 }
 
 }  // namespace

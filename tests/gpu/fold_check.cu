@@ -255,9 +255,8 @@ void CheckSizes(const Sizes& sizes, int64_t most_users, Random* random) {
 }
 
 // Batches of every kind of launch: one row per block, a few, many; runs longer than a tile.
-void CheckServed(int32_t d, bool large, Random* random) {
-  for (const int64_t users : large ? std::vector<int64_t>{1, 2, 32, 133, 600, 1000, 4096}
-                                   : std::vector<int64_t>{1, 9, 60, 150}) {
+void CheckServed(int32_t d, const std::vector<int64_t>& batches, Random* random) {
+  for (const int64_t users : batches) {
     Sizes sizes = ServedSizes(d);
     sizes.ffn = users != 9;
     what_now = Describe(sizes) + ", " + std::to_string(users) + " users";
@@ -279,10 +278,27 @@ void CheckStaged(Random* random) {
   }
 }
 
-// No block's shared memory holds a row of it.
+// More events than are taken through a model together, in one run that goes on from chunk to chunk
+// among short ones; a launch that may have more of them than there are.
+void CheckChunks(Random* random) {
+  Sizes sizes;
+  sizes.d = sizes.p = 4;
+  sizes.expand = 1;
+  sizes.n = sizes.m = 2;
+  what_now = Describe(sizes) + ", many events";
+  Users both(sizes, 60, random);
+  std::vector<int64_t> lengths = RandomLengths(60, 20, random);
+  lengths[7] = 8192;
+  both.Fold(lengths, 0);
+  lengths[7] = 0;
+  both.Fold(lengths, 15'000);
+  both.Query(20);
+}
+
+// No block's shared memory holds a row of a tile.
 void CheckWide(Random* random) {
   Sizes sizes;
-  sizes.d = 512;
+  sizes.d = 128;
   sizes.expand = 16;
   sizes.p = 1;
   sizes.n = 2;
@@ -321,12 +337,16 @@ int Main(int argc, char** argv) {
 #ifdef TIM4REC_HOST_DEVICE
   host_device::SetSeed(seed);
 #endif
-  CheckServed(64, large, &random);
+  using Batches = std::vector<int64_t>;
+  const Batches many = {1, 2, 32, 133, 600, 1000, 4096};
+  CheckServed(64, large ? many : Batches{1, 9, 60, 150}, &random);
   CheckStaged(&random);
   std::printf("served sizes: ok\n");
-  if (large) CheckServed(256, large, &random);
+  CheckServed(256, large ? many : Batches{1, 16}, &random);
   CheckWide(&random);
   std::printf("wide: ok\n");
+  CheckChunks(&random);
+  std::printf("chunks: ok\n");
   for (int64_t i = 0; i < models; ++i) CheckSizes(RandomSizes(&random), 40, &random);
   std::printf("random sizes: ok\n");
   for (int64_t i = 0; i < models; ++i) CheckSizes(RandomWindowSizes(&random), 20, &random);

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include "model/kernels/cuda/fold_launch-inl.h"
+#include "model/kernels/cuda/layer_chunk.h"
+#include "model/kernels/cuda/layer_product-inl.h"
 #include "tests/gpu/random_model.h"
 
 namespace tim4rec::cuda {
@@ -14,7 +16,7 @@ constexpr size_t kAmpere = 164 * kKib, kHopper = 228 * kKib;
 
 template <int kRows, bool kStaged>
 size_t Served() {
-  const size_t bytes = FoldSharedBytes<ServedShape, kRows, kStaged>({}, /*ffn=*/true, false);
+  const size_t bytes = FoldSharedBytes<kRows, kStaged>(/*ffn=*/true);
   std::printf("%d rows%s: %zu bytes\n", kRows, kStaged ? ", staged" : "", bytes);
   return bytes + kKib;
 }
@@ -29,12 +31,19 @@ TEST(FoldMemory, StagedWeightsFit) {
   EXPECT_LE((Served<8, true>()), kHopper);
 }
 
+TEST(FoldMemory, ThreeProductsShareAMultiprocessor) {
+  for (const size_t bytes : {ProductTile<1>::kSharedBytes, ProductTile<8>::kSharedBytes}) {
+    std::printf("a product: %zu bytes\n", bytes);
+    EXPECT_LE(3 * (bytes + kKib), kAmpere);
+    EXPECT_LE(4 * (bytes + kKib), kHopper);
+  }
+}
+
 TEST(FoldMemory, WideModelsKeepTilesOfManyRowsShared) {
-  AnyShape shape;
-  SetShape(gpu_test::DimsOf(gpu_test::ServedSizes(256)), &shape);
-  const size_t bytes = FoldSharedBytes<AnyShape, 16, false>(shape, /*ffn=*/true, false);
-  std::printf("16 rows of D=256: %zu bytes\n", bytes);
-  EXPECT_LE(bytes + kKib, kAmpere);
+  const int32_t rows = StateTileRows(gpu_test::DimsOf(gpu_test::ServedSizes(256)));
+  std::printf("D=256: %d rows in a tile\n", rows);
+  EXPECT_GE(rows, 12);
+  EXPECT_LE(2 * (kTileSharedBytes + kKib), kAmpere);
 }
 
 }  // namespace

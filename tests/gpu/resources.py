@@ -16,13 +16,22 @@ import tempfile
 # spill or have a stack. The registers are what lets the blocks fit: 65536 per multiprocessor.
 FOLD_THREADS = 384
 RANK_THREADS = 256
+PRODUCT_THREADS = 128
+STATE_THREADS = 256
 BULK_THREADS = 128
 LIMITS = {
     "model/kernels/cuda/fold_served.cu": {
-        "ServedShape, 1, true": FOLD_THREADS * 1,
-        "ServedShape, 4, true": FOLD_THREADS * 1,
-        "ServedShape, 8, true": FOLD_THREADS * 1,
-        "ServedShape, 16, false": FOLD_THREADS * 2,
+        "FoldRuns<1, true>": FOLD_THREADS * 1,
+        "FoldRuns<4, true>": FOLD_THREADS * 1,
+        "FoldRuns<8, true>": FOLD_THREADS * 1,
+        "FoldRuns<16, false>": FOLD_THREADS * 2,
+    },
+    "model/kernels/cuda/fold_layers.cu": {
+        "MultiplyRows<1>": PRODUCT_THREADS * 4,
+        "MultiplyRows<8>": PRODUCT_THREADS * 4,
+        "UpdateLayer": STATE_THREADS * 2,
+        "BeginRows": STATE_THREADS * 4,
+        "EndRows": STATE_THREADS * 8,
     },
     "model/kernels/cuda/rank_scan.cu": {
         **{f"ScanTable<{steps}, {matrices}>": RANK_THREADS * 2
@@ -40,8 +49,15 @@ MMA_TF32 = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
 # the first-level cache: 8 of a state at once and 3 of a convolution's tail. ptxas never splits these.
 VECTORS = {
     "model/kernels/cuda/fold_served.cu": {
-        "ServedShape, 16, false": {"ld.global.cg.v4": 11, "st.global.cg.v4": 11, "ld.global.nc.v4": 4},
-        "ServedShape, 8, true": {"ld.global.cg.v4": 11, "st.global.cg.v4": 11, "cp.async.cg.shared.global": 1},
+        "FoldRuns<16, false>": {"ld.global.cg.v4": 11, "st.global.cg.v4": 11, "ld.global.nc.v4": 4},
+        "FoldRuns<8, true>": {"ld.global.cg.v4": 11, "st.global.cg.v4": 11, "cp.async.cg.shared.global": 1},
+    },
+    # Four inputs of a product, twice, are 12 vectors for 128 multiply-adds, and 5 of them for 16, four times. A state's 32
+    # values of a channel are read and written at once, a line of the record per warp; B and C are 16 vectors.
+    "model/kernels/cuda/fold_layers.cu": {
+        "MultiplyRows<8>": {"ld.shared.v4": 2 * 12, "fma.rn.f32": 2 * 128, "cp.async.cg.shared.global": 4},
+        "MultiplyRows<1>": {"ld.shared.v4": 4 * 5, "fma.rn.f32": 4 * 16, "cp.async.cg.shared.global": 2},
+        "UpdateLayer": {"ld.global.cg.f32": 32, "st.global.cg.f32": 32, "ld.v4.f32": 16},
     },
     # 64 items of 64 codes are 8 loads of 16 bytes and 8 matrix instructions per group of queries, and half with boosts.
     "model/kernels/cuda/rank_scan.cu": {

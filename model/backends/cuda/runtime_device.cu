@@ -126,8 +126,9 @@ class RuntimeDevice final : public Device {
   void FreeHost(void* memory) override { cudaFreeHost(memory); }
 
   int64_t ModelBytes(const kernels::Dims& dims) const override {
-    return static_cast<int64_t>(DeviceModel::BytesFor(dims)) + ItemTableBytes(dims.items, dims.d) +
-           RankMemoryOf(dims).device_bytes;
+    return static_cast<int64_t>(DeviceModel::BytesFor(dims) +
+                                DeviceModel::FoldWorkspaceBytesFor(dims)) +
+           ItemTableBytes(dims.items, dims.d) + RankMemoryOf(dims).device_bytes;
   }
 
   Fault LoadModel(const kernels::Dims& dims, const kernels::Weights& weights) override {

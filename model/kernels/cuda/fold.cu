@@ -74,7 +74,7 @@ struct DeviceModel::Parts {
 
   Fault Fold(const FoldBatch& batch, Stream stream) const {
     if (batch.run_count <= 0 || batch.most_events <= 0) return nullptr;
-    return served ? FoldServed(model, batch, stream) : FoldAny(model, batch, stream);
+    return served ? FoldServed(model, batch, stream) : FoldLayers(model, batch, stream);
   }
 
   // In bytes from the workspace's beginning.
@@ -160,7 +160,7 @@ Fault DeviceModel::Create(const Dims& dims, const kernels::Weights& weights,
       cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   if (fault != nullptr) return fault;
   folded.shared_bytes = static_cast<size_t>(shared_bytes);
-  if (!parts.served) parts.fold_workspace_bytes = RoundUp256(FoldAnyWorkspaceBytes(folded));
+  parts.fold_workspace_bytes = FoldWorkspaceBytesFor(dims);
 
   const auto floats = static_cast<size_t>(PlaceWeights(dims, &folded.places));
   std::vector<float> packed(floats);
@@ -188,6 +188,10 @@ DeviceModel::~DeviceModel() = default;
 const Dims& DeviceModel::dims() const { return parts_->dims(); }
 size_t DeviceModel::device_bytes() const { return parts_->bytes; }
 const float* DeviceModel::embedding() const { return parts_->embedding; }
+
+size_t DeviceModel::FoldWorkspaceBytesFor(const Dims& dims) {
+  return IsServed(dims) ? 0 : RoundUp256(FoldLayersWorkspaceBytes(dims));
+}
 
 size_t DeviceModel::FoldWorkspaceBytes() const { return parts_->fold_workspace_bytes; }
 

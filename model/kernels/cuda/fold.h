@@ -56,7 +56,9 @@ class DeviceModel {
   // The item embeddings [V][D] on the device.
   const float* embedding() const;
 
-  // Bytes of device memory, 256-byte aligned, that Fold needs: 0 but for very wide models.
+  // Bytes of device memory, 256-byte aligned, that Fold needs: 0 for the sizes that one kernel
+  // takes (ServedShape), else about 64 MiB.
+  static size_t FoldWorkspaceBytesFor(const kernels::Dims& dims);
   size_t FoldWorkspaceBytes() const;
   // The same for Query of up to `count` queries: 0 but for models with a window.
   size_t QueryWorkspaceBytes(int64_t count) const;

@@ -31,9 +31,9 @@ struct FoldBatch {
 Fault FoldServed(const FoldModel& model, const FoldBatch& batch, Stream stream);
 
 // For any model.
-Fault FoldAny(const FoldModel& model, const FoldBatch& batch, Stream stream);
-// What it needs as workspace: 0 where a block's shared memory holds a row of the model.
-size_t FoldAnyWorkspaceBytes(const FoldModel& model);
+Fault FoldLayers(const FoldModel& model, const FoldBatch& batch, Stream stream);
+// What it needs as workspace.
+size_t FoldLayersWorkspaceBytes(const kernels::Dims& dims);
 
 }  // namespace tim4rec::cuda
 

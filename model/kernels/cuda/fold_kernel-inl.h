@@ -36,8 +36,8 @@ struct Share {
 };
 
 // Runs whose first event lies in the block's part of all events.
-template <typename Shape, int kRows>
-__device__ Share FindShare(const FoldArguments<Shape>& a, TileIndex<kRows>* index) {
+template <int kRows>
+__device__ Share FindShare(const FoldArguments& a, TileIndex<kRows>* index) {
   const DeviceRun last = a.runs[a.run_count - 1];
   const uint32_t total = static_cast<uint32_t>(last.first_event + last.count);
   const uint32_t part = (total + gridDim.x - 1) / gridDim.x;
@@ -62,8 +62,8 @@ __device__ Share FindShare(const FoldArguments<Shape>& a, TileIndex<kRows>* inde
 
 // By one warp: the tile of the events [begin, end). index->next_run is the first run that may have
 // some of them, and moves on.
-template <typename Shape, int kRows>
-__device__ void IndexTile(const FoldArguments<Shape>& a, int32_t begin, int32_t end,
+template <int kRows>
+__device__ void IndexTile(const FoldArguments& a, int32_t begin, int32_t end,
                           TileIndex<kRows>* index) {
   int32_t run = index->next_run;
   __syncwarp();
@@ -116,8 +116,7 @@ __device__ void IndexTile(const FoldArguments<Shape>& a, int32_t begin, int32_t 
 TIM4REC_KERNEL_FUNCTION int64_t Larger(int64_t x, int64_t y) { return x > y ? x : y; }
 
 // Floats of the two halves: of in_proj and fc1, of out_proj and fc2.
-template <typename Shape>
-TIM4REC_KERNEL_FUNCTION int64_t StageFloats(const Shape& s, bool ffn, int half) {
+TIM4REC_KERNEL_FUNCTION int64_t StageFloats(const ServedShape& s, bool ffn, int half) {
   if (half == 0) {
     const int64_t in = LinearFloats(s.d, Projections(s));
     return ffn ? Larger(in, LinearFloats(s.d, s.f)) : in;
@@ -128,11 +127,11 @@ TIM4REC_KERNEL_FUNCTION int64_t StageFloats(const Shape& s, bool ffn, int half) 
 
 // Gives each Linear's weights in the order of their use: where they are in device memory, or
 // staged.
-template <typename Shape, bool kStaged>
+template <bool kStaged>
 class WeightStream {
  public:
   // `stage` is shared memory for both halves. Begins with the first layer's.
-  __device__ WeightStream(const FoldArguments<Shape>& a, float* stage)
+  __device__ WeightStream(const FoldArguments& a, float* stage)
       : a_(a), stage_(stage), parts_(a.dims.ffn ? 4 : 2), all_(parts_) {
     if constexpr (kStaged) {
       Begin(0);
@@ -175,7 +174,7 @@ class WeightStream {
   }
 
   __device__ int32_t Floats(int32_t part) const {
-    const Shape& s = a_.shape;
+    const ServedShape& s = a_.shape;
     return static_cast<int32_t>(part == 0   ? LinearFloats(s.d, Projections(s))
                                 : part == 1 ? LinearFloats(s.e, s.d)
                                 : part == 2 ? LinearFloats(s.d, s.f)
@@ -199,7 +198,7 @@ class WeightStream {
     CommitCopies();
   }
 
-  const FoldArguments<Shape>& a_;
+  const FoldArguments& a_;
   float* const stage_;
   const int32_t parts_;
   int32_t all_;
@@ -209,10 +208,10 @@ class WeightStream {
 // ---- the kernel
 
 // Rules 7 to 12 for one layer.
-template <typename Shape, int kRows, bool kStaged>
-__device__ __forceinline__ void FoldLayer(const Tile<Shape, kRows>& tile, int32_t l,
-                                          WeightStream<Shape, kStaged>& weights) {
-  const FoldArguments<Shape>& a = tile.a;
+template <int kRows, bool kStaged>
+__device__ __forceinline__ void FoldLayer(const Tile<kRows>& tile, int32_t l,
+                                          WeightStream<kStaged>& weights) {
+  const FoldArguments& a = tile.a;
   // The last warp has the time functions meanwhile, which need the gaps alone.
   const int32_t projecting = a.dims.time_write ? Warps() - 1 : Warps();
   if (WarpIndex() < projecting) {
@@ -257,21 +256,15 @@ __device__ __forceinline__ void FoldLayer(const Tile<Shape, kRows>& tile, int32_
   __syncthreads();
 }
 
-// Shared memory: the index, then unless there is a workspace the tile, then the stage.
-template <typename Shape, int kRows, bool kStaged>
-__global__ void __launch_bounds__(kFoldThreads, kRows == 16 && Shape::kFixed ? 2 : 1)
-    FoldRuns(const __grid_constant__ FoldArguments<Shape> a) {
+// Shared memory: the index, the tile, the stage.
+template <int kRows, bool kStaged>
+__global__ void __launch_bounds__(kFoldThreads, kRows == 16 ? 2 : 1)
+    FoldRuns(const __grid_constant__ FoldArguments a) {
   auto* index = SharedMemory<TileIndex<kRows>>();
   auto* values = reinterpret_cast<float*>(SharedMemory<char>() + IndexBytes<kRows>());
   const TilePlaces places = PlaceTile(a.shape, kRows);
-  float* base = values;
-  if constexpr (!Shape::kFixed) {
-    if (a.workspace != nullptr) {
-      base = a.workspace + static_cast<int64_t>(blockIdx.x) * places.floats;
-    }
-  }
-  const Tile<Shape, kRows> tile = {a, places, base, index};
-  WeightStream<Shape, kStaged> weights(a, values + places.floats);
+  const Tile<kRows> tile = {a, places, values, index};
+  WeightStream<kStaged> weights(a, values + places.floats);
   const Share share = FindShare(a, index);
   weights.SetTiles(share.tiles);
   if (share.tiles == 0) weights.AwaitAll();
@@ -284,7 +277,7 @@ __global__ void __launch_bounds__(kFoldThreads, kRows == 16 && Shape::kFixed ? 2
     tile.Begin();
     weights.Await();
     __syncthreads();
-    for (int32_t l = 0; l < a.dims.layers; ++l) FoldLayer<Shape, kRows, kStaged>(tile, l, weights);
+    for (int32_t l = 0; l < a.dims.layers; ++l) FoldLayer<kRows, kStaged>(tile, l, weights);
     tile.End();
     __syncthreads();
   }

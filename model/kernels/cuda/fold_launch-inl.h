@@ -1,4 +1,4 @@
-// How a batch is folded: which kernel, how many blocks. For the sources that compile the kernels.
+// How a batch is folded at the sizes that are served: which kernel, how many blocks.
 #ifndef TIM4REC_MODEL_KERNELS_CUDA_FOLD_LAUNCH_INL_H_
 #define TIM4REC_MODEL_KERNELS_CUDA_FOLD_LAUNCH_INL_H_
 
@@ -7,20 +7,18 @@
 
 namespace tim4rec::cuda {
 
-template <typename Shape, int kRows, bool kStaged>
-size_t FoldSharedBytes(const Shape& shape, bool ffn, bool in_workspace) {
-  int64_t floats = in_workspace ? 0 : PlaceTile(shape, kRows).floats;
-  if (kStaged) floats += StageFloats(shape, ffn, 0) + StageFloats(shape, ffn, 1);
+template <int kRows, bool kStaged>
+size_t FoldSharedBytes(bool ffn) {
+  int64_t floats = PlaceTile({}, kRows).floats;
+  if (kStaged) floats += StageFloats({}, ffn, 0) + StageFloats({}, ffn, 1);
   return IndexBytes<kRows>() + sizeof(float) * static_cast<size_t>(floats);
 }
 
-template <typename Shape>
 class Folder {
  public:
   Folder(const FoldModel& model, const FoldBatch& batch)
       : multiprocessors_(model.multiprocessors), shared_bytes_(model.shared_bytes) {
     a_ = {};
-    SetShape(model.dims, &a_.shape);
     a_.dims = model.dims;
     a_.at = model.places;
     a_.weights = model.weights;
@@ -37,18 +35,13 @@ class Folder {
   // The few rows of a small batch wait for weights, which are then staged.
   template <int kRows>
   bool StartsStaged() const {
-    return rows_ <= kRows && Fits<kRows, true>();
-  }
-
-  template <int kRows, bool kStaged>
-  bool Fits() const {
-    return SharedBytes<kRows, kStaged>() <= shared_bytes_;
+    return rows_ <= kRows && SharedBytes<kRows, true>() <= shared_bytes_;
   }
 
   template <int kRows, bool kStaged>
   Fault Start(Stream stream) const {
     const Grid grid = {static_cast<unsigned>(blocks_), kFoldThreads, SharedBytes<kRows, kStaged>()};
-    return Launch(FoldRuns<Shape, kRows, kStaged>, grid, stream, a_);
+    return Launch(FoldRuns<kRows, kStaged>, grid, stream, a_);
   }
 
   // Two blocks share a multiprocessor: one waits for memory while the other computes.
@@ -56,21 +49,18 @@ class Folder {
     if (rows_ > 16) blocks_ = Least(a_.run_count, 2 * multiprocessors_);
   }
 
-  int32_t rows() const { return rows_; }  // of a block
-  void UseWorkspace(float* workspace) { a_.workspace = workspace; }
-
  private:
   static int32_t Least(int32_t x, int32_t y) { return x < y ? x : y; }
 
   template <int kRows, bool kStaged>
   size_t SharedBytes() const {
-    return FoldSharedBytes<Shape, kRows, kStaged>(a_.shape, a_.dims.ffn, a_.workspace != nullptr);
+    return FoldSharedBytes<kRows, kStaged>(a_.dims.ffn);
   }
 
-  FoldArguments<Shape> a_;
+  FoldArguments a_;
   const int32_t multiprocessors_;
   const size_t shared_bytes_;
-  int32_t blocks_ = 0, rows_ = 0;
+  int32_t blocks_ = 0, rows_ = 0;  // of a block
 };
 
 }  // namespace tim4rec::cuda

@@ -10,23 +10,12 @@
 
 namespace tim4rec::cuda {
 
-// ---- sizes: constants where a kernel is compiled for them, else read at run time
+// ---- sizes
 
-struct AnyShape {
-  static constexpr bool kFixed = false;
-  int32_t d, e, h, p, n, k, m, f;
-};
-
-// The sizes that are served: D 64 with the defaults of everything else.
+// Those that a kernel is compiled for: D 64 with the defaults of everything else.
 struct ServedShape {
-  static constexpr bool kFixed = true;
   static constexpr int32_t d = 64, e = 128, h = 4, p = 32, n = 32, k = 4, m = 16, f = 256;
 };
-
-inline void SetShape(const kernels::Dims& dims, AnyShape* shape) {
-  *shape = {dims.d, dims.e, dims.h, dims.p, dims.n, dims.k, dims.m, dims.f};
-}
-inline void SetShape(const kernels::Dims&, ServedShape*) {}
 
 inline bool IsServed(const kernels::Dims& dims) {
   using S = ServedShape;
@@ -34,6 +23,7 @@ inline bool IsServed(const kernels::Dims& dims) {
          dims.k == S::k && (dims.m == S::m || !dims.time_write) && dims.f == S::f;
 }
 
+// Shape: ServedShape or kernels::Dims.
 template <typename Shape>
 TIM4REC_KERNEL_FUNCTION int32_t Channels(const Shape& shape) {
   return shape.e + 2 * shape.n;
@@ -104,8 +94,7 @@ struct TilePlaces {
   int32_t floats;
 };
 
-template <typename Shape>
-TIM4REC_KERNEL_FUNCTION TilePlaces PlaceTile(const Shape& shape, int32_t rows) {
+TIM4REC_KERNEL_FUNCTION TilePlaces PlaceTile(const ServedShape& shape, int32_t rows) {
   TilePlaces at = {};
   const int32_t wide = RowStride(Projections(shape)), ffn = RowStride(shape.f);
   at.u = at.x + rows * RowStride(shape.d);

@@ -4,7 +4,7 @@
 namespace tim4rec::cuda {
 
 Fault FoldServed(const FoldModel& model, const FoldBatch& batch, Stream stream) {
-  Folder<ServedShape> folder(model, batch);
+  Folder folder(model, batch);
   if (folder.StartsStaged<1>()) return folder.Start<1, true>(stream);
   if (folder.StartsStaged<4>()) return folder.Start<4, true>(stream);
   if (folder.StartsStaged<8>()) return folder.Start<8, true>(stream);

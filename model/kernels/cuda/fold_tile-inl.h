@@ -10,9 +10,8 @@
 
 namespace tim4rec::cuda {
 
-template <typename Shape>
 struct FoldArguments {
-  Shape shape;
+  ServedShape shape;
   kernels::Dims dims;
   ModelPlaces at;
   const float *weights, *embedding;
@@ -20,7 +19,6 @@ struct FoldArguments {
   int32_t run_count;
   const kernels::Event* events;
   const float* writes;  // of windows, [run][layers][L][H] from WindowWrites; else null
-  float* workspace;     // tiles of blocks whose shared memory cannot hold them, else null
 };
 
 // Rows of one run in a tile.
@@ -52,16 +50,15 @@ struct Units {
   static constexpr int kAhead = kRows == 1 ? 8 : kRows < 16 ? 4 : 1;
 };
 
-template <typename Shape, int kRows>
+template <int kRows>
 struct Tile {
-  const FoldArguments<Shape>& a;
+  const FoldArguments& a;
   TilePlaces at;
   float* base;
   TileIndex<kRows>* index;
 
   // ---- views
 
-  __device__ const Shape& shape() const { return a.shape; }
   __device__ int32_t wide_stride() const { return RowStride(Projections(a.shape)); }
   __device__ float* x(int32_t row) const { return base + at.x + row * RowStride(a.shape.d); }
   __device__ float* u(int32_t row) const { return base + at.u + row * RowStride(a.shape.d); }
@@ -136,10 +133,9 @@ struct Tile {
     return a.dims.conv_silu ? kernels::Silu(v) : kernels::Hardswish(v);
   }
 
-  // Any K up to 16; the taps stand at the end of the window.
-  static constexpr int kTaps = Shape::kFixed ? ServedShape::k : 16;
+  static constexpr int kTaps = ServedShape::k;
 
-  // The values that a convolution of one channel sees, oldest first, the newest one at kTaps - 1.
+  // The values that a convolution of one channel sees, oldest first.
   struct Window {
     float values[kTaps];
   };
@@ -147,19 +143,13 @@ struct Tile {
   __device__ Window LoadTail(const float* tail, int32_t channels) const {
     Window window = {};
 #pragma unroll
-    for (int i = 0; i < kTaps - 1; ++i) {
-      const int32_t k = i - (kTaps - a.shape.k);
-      window.values[i] = k >= 0 ? __ldcg(tail + k * channels) : 0.0f;
-    }
+    for (int k = 0; k + 1 < kTaps; ++k) window.values[k] = __ldcg(tail + k * channels);
     return window;
   }
 
   __device__ void StoreTail(const Window& window, int32_t channels, float* tail) const {
 #pragma unroll
-    for (int i = 0; i < kTaps - 1; ++i) {
-      const int32_t k = i - (kTaps - a.shape.k);
-      if (k >= 0) __stcg(tail + k * channels, window.values[i]);
-    }
+    for (int k = 0; k + 1 < kTaps; ++k) __stcg(tail + k * channels, window.values[k]);
   }
 
   // Convolves one value, activated, and moves the window on.
@@ -168,9 +158,8 @@ struct Tile {
     window->values[kTaps - 1] = value;
     float sum = bias;
 #pragma unroll
-    for (int i = 0; i < kTaps; ++i) {
-      const int32_t k = i - (kTaps - a.shape.k);
-      if (k >= 0) sum = kernels::FusedMultiplyAdd(__ldg(w + k * channels), window->values[i], sum);
+    for (int k = 0; k < kTaps; ++k) {
+      sum = kernels::FusedMultiplyAdd(__ldg(w + k * channels), window->values[k], sum);
     }
 #pragma unroll
     for (int i = 0; i + 1 < kTaps; ++i) window->values[i] = window->values[i + 1];
@@ -220,28 +209,23 @@ struct Tile {
   }
 
   // Most segments are single rows, and vectors move them.
-  __device__ bool SingleRows() const {
-    return Shape::kFixed && kRows > 1 && 2 * index->count > index->rows;
-  }
+  __device__ bool SingleRows() const { return kRows > 1 && 2 * index->count > index->rows; }
 
   // By the first `threads` threads.
   __device__ void ConvolveSegments(int32_t l, int32_t threads) const {
     const int32_t channels = Channels(a.shape);
-    if constexpr (Shape::kFixed) {
-      if (SingleRows()) {
-        const int32_t parts = channels / 4;
-        for (int32_t i = static_cast<int32_t>(threadIdx.x); i < index->count * parts;
-             i += threads) {
-          const Segment& segment = index->segments[i / parts];
-          const int32_t c = i % parts * 4;
-          if (segment.rows == 1) {
-            ConvolveQuad(segment, l, c);
-          } else {
-            for (int32_t j = 0; j < 4; ++j) ConvolveChannel(segment, l, c + j);
-          }
+    if (SingleRows()) {
+      const int32_t parts = channels / 4;
+      for (int32_t i = static_cast<int32_t>(threadIdx.x); i < index->count * parts; i += threads) {
+        const Segment& segment = index->segments[i / parts];
+        const int32_t c = i % parts * 4;
+        if (segment.rows == 1) {
+          ConvolveQuad(segment, l, c);
+        } else {
+          for (int32_t j = 0; j < 4; ++j) ConvolveChannel(segment, l, c + j);
         }
-        return;
       }
+      return;
     }
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < index->count * channels; i += threads) {
       ConvolveChannel(index->segments[i / channels], l, i % channels);
@@ -360,7 +344,7 @@ struct Tile {
 
   // States of one channel held in registers while the rows pass, kTogether at a time.
   __device__ void UpdateChannel(const Segment& segment, int32_t l, int32_t e) const {
-    constexpr int kTogether = Shape::kFixed && kRows < 16 ? ServedShape::n : 16;
+    constexpr int kTogether = kRows < 16 ? ServedShape::n : 16;
     const int32_t h = e / a.shape.p, p = e % a.shape.p;
     float* state = tensors(segment, l) + a.dims.ssm_offset +
                    static_cast<int64_t>(h) * a.shape.n * a.shape.p + p;
@@ -452,7 +436,7 @@ struct Tile {
 
   __device__ void UpdateSegments(int32_t l) const {
     const int32_t threads = static_cast<int32_t>(blockDim.x);
-    if constexpr (Shape::kFixed && kRows > 1) {
+    if constexpr (kRows > 1) {
       if (SingleRows()) {
         constexpr int32_t kParts = ServedShape::e / 4;
         for (int32_t i = static_cast<int32_t>(threadIdx.x); i < index->count * kParts;

@@ -138,6 +138,32 @@ __device__ __forceinline__ float FoldPartials(float partial) {
   return __shfl_sync(kAllLanes, partial, 0, 16);
 }
 
+// A row's mean, and 1 / sqrt(variance + eps).
+struct RowScale {
+  float mean, r;
+};
+
+__device__ __forceinline__ RowScale ScaleOfRow(bool valid, const float* v, int32_t n, float eps) {
+  const int32_t end = valid ? n : 0;
+  float sum = 0.0f;
+#pragma unroll 4
+  for (int32_t i = HalfLane(); i < end; i += 16) sum = sum + v[i];
+  const float mean = kernels::Divide(FoldPartials(sum), static_cast<float>(n));
+  float squares = 0.0f;
+#pragma unroll 4
+  for (int32_t i = HalfLane(); i < end; i += 16) {
+    const float centred = v[i] - mean;
+    squares = kernels::FusedMultiplyAdd(centred, centred, squares);
+  }
+  const float variance = kernels::Divide(FoldPartials(squares), static_cast<float>(n));
+  return {mean, kernels::Divide(1.0f, kernels::SquareRoot(variance + eps))};
+}
+
+// A value of LayerNorm.
+__device__ __forceinline__ float Scaled(float v, const RowScale& scale, float w, float bias) {
+  return kernels::FusedMultiplyAdd((v - scale.mean) * scale.r, w, bias);
+}
+
 // Changes v; a lane reads and writes the values i ≡ its index (mod 16) of v and result only. With
 // `valid` false there is no row and nothing is read or written.
 __device__ __forceinline__ void NormalizeLayer(bool valid, float* v, int32_t n, const float* w,
