@@ -272,6 +272,8 @@ void MicroBatch::PrepareUser(UserWork* work) {
   if (!needed) return;
   work->resident = deps_.residents->Use(*work->model, work->user_id);
   if (work->resident != nullptr && IsLost(*work->resident)) {
+    // Perhaps in a ranking or a copy, which no batch noticed.
+    if (deps_.on_states_lost) deps_.on_states_lost();
     deps_.residents->Drop(std::exchange(work->resident, nullptr));
     deps_.metrics->states_recovered->Increment();
   }

@@ -53,6 +53,17 @@ class DeviceLoss : public PipelineTest {
     Start();
   }
 
+  // Likewise, with somebody who wants to know of a loss.
+  void TellOf(DeviceScript* script, int* told) {
+    pipeline_.reset();
+    models_ = std::make_unique<Models>(OnDevice("m", 7, script));
+    pipeline_ = std::make_unique<Pipeline>(
+        options_, PipelineDeps{models_.get(), log_.get(), store_.get(),
+                               [this](std::string_view user) { return store_->DeleteUser(user); },
+                               [this](std::string_view user) { return store_->PurgeDeleted(user); },
+                               &metrics_, nullptr, [told] { ++*told; }});
+  }
+
   const Backend& backend() const { return models_->serving()->engine->backend(); }
 
   RecommendCommand Expected(const std::vector<Event>& events) const {
@@ -226,20 +237,27 @@ TEST_F(DeviceLoss, APromotionGoesOn) {
 
 TEST_F(DeviceLoss, TellsWhoWantsToKnow) {
   DeviceScript& script = NewScript();
-  pipeline_.reset();
-  models_ = std::make_unique<Models>(OnDevice("m", 7, &script));
   int told = 0;
-  pipeline_ = std::make_unique<Pipeline>(
-      options_, PipelineDeps{models_.get(), log_.get(), store_.get(),
-                             [this](std::string_view user) { return store_->DeleteUser(user); },
-                             [this](std::string_view user) { return store_->PurgeDeleted(user); },
-                             &metrics_, nullptr, [&told] { ++told; }});
+  TellOf(&script, &told);
   Record("u", {At(1, 1)});
   EXPECT_EQ(told, 0);
   script.FailFrom(DeviceScript::kQuery, 0);
   Recommend("u");
   EXPECT_EQ(told, 1);
   Recommend("u");
+  EXPECT_EQ(told, 1);
+}
+
+// A ranking needs no state, and is done by the CPU: who comes next finds that his is lost.
+TEST_F(DeviceLoss, InARankingIsToldByTheNextUser) {
+  DeviceScript& script = NewScript();
+  int told = 0;
+  TellOf(&script, &told);
+  Record("u", {At(1, 1)});
+  script.FailFrom(DeviceScript::kRank, 0);
+  EXPECT_TRUE(SameItems(Recommend("u").items, Expected({At(1, 1)}).items));
+  EXPECT_EQ(told, 0);
+  EXPECT_TRUE(SameItems(Recommend("u").items, Expected({At(1, 1)}).items));
   EXPECT_EQ(told, 1);
 }
 
