@@ -43,8 +43,9 @@ std::string LineAfter(const std::string& text, const std::string& prefix) {
 
 }  // namespace
 
-ServerProcess::ServerProcess(const std::vector<std::string>& arguments) {
-  std::string binary = BinaryDir() + "/bin/tim4rec-server";
+ServerProcess::ServerProcess(const std::vector<std::string>& arguments,
+                             const std::string& program) {
+  std::string binary = BinaryDir() + "/bin/" + program;
   setenv("TIM4REC_ADMIN_LISTEN", "127.0.0.1:0", 0);
   std::vector<char*> argv = {binary.data()};
   std::vector<std::string> copies = arguments;
@@ -117,12 +118,13 @@ ServerTest::~ServerTest() {
 }
 
 std::unique_ptr<ServerProcess> ServerTest::Serve(const std::string& data,
-                                                 const std::vector<std::string>& more) {
+                                                 const std::vector<std::string>& more,
+                                                 const std::string& program) {
   std::vector<std::string> arguments = {
       "--model",  kTinyModel,    "--data",           data,
       "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"};
   arguments.insert(arguments.end(), more.begin(), more.end());
-  auto server = std::make_unique<ServerProcess>(arguments);
+  auto server = std::make_unique<ServerProcess>(arguments, program);
   EXPECT_TRUE(server->WaitUntilServing()) << server->errors();
   return server;
 }

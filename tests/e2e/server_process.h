@@ -18,10 +18,12 @@ namespace tim4rec {
 
 inline const std::string kTinyModel = SourceDir() + "/tests/e2e/testdata/tiny_model";
 
-// The real binary with the given arguments, and its Admin service on a free port.
+// The real binary with the given arguments, and its Admin service on a free port; or another
+// program of the build made of its parts.
 class ServerProcess {
  public:
-  explicit ServerProcess(const std::vector<std::string>& arguments);
+  explicit ServerProcess(const std::vector<std::string>& arguments,
+                         const std::string& program = "tim4rec-server");
   ~ServerProcess();  // kill -9 if it still runs
   ServerProcess(const ServerProcess&) = delete;
   ServerProcess& operator=(const ServerProcess&) = delete;
@@ -58,7 +60,8 @@ class ServerTest : public testing::Test {
 
   // Starts a server over `data` on free ports, with further arguments.
   std::unique_ptr<ServerProcess> Serve(const std::string& data,
-                                       const std::vector<std::string>& more = {});
+                                       const std::vector<std::string>& more = {},
+                                       const std::string& program = "tim4rec-server");
   std::unique_ptr<v1::Recommender::Stub> Connect(const ServerProcess& server);
   std::unique_ptr<v1::Admin::Stub> ConnectAdmin(const ServerProcess& server);
 
