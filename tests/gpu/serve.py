@@ -65,6 +65,16 @@ def load(bundle, server, folder, arguments, users):
     return json.loads(report.read_text())["runs"][0]
 
 
+def verify(bundle, folder):
+    """Every state against its log, if the bundle has the CLI."""
+    if not (bundle / "bin/tim4rec").exists():
+        return
+    done = subprocess.run([bundle / "bin/tim4rec", "verify", "--store", f"{folder}/data", "--model", bundle / "model"],
+                          capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"serve: verify\n{done.stdout}{done.stderr}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=lambda text: pathlib.Path(text).resolve())
@@ -91,6 +101,7 @@ def main():
             if any(faults.values()):
                 sys.exit(f"serve: {backend}: {faults}")
             server.stop()
+            verify(arguments.bundle, folder)
     for (name, backend), runs in figures.items():
         rate = statistics.median(r["events_per_second"] or r["calls_per_second"] for r in runs)
         latency = "  ".join(f"{call} us: p50 {v['p50']:.0f} p99 {v['p99']:.0f}" for call, v in runs[0]["latency_us"].items())
