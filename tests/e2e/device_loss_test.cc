@@ -2,18 +2,23 @@
 // but time, whoever watches it is told, and the store is right afterwards.
 #include <signal.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <map>
 #include <random>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
+#include "model/weights/package.h"
 #include "tests/e2e/server_process.h"
+#include "tests/model/tiny_model.h"
 #include "tests/paths.h"
 #include "tests/server/http_get.h"
 
@@ -83,6 +88,15 @@ class DeviceLoss : public ServerTest {
       ASSERT_EQ(TopOf(*stub, asked, now_ms), TopOf(*other, asked, now_ms)) << asked;
       ++steps_;
     }
+  }
+
+  // What `tim4rec verify` finds; what it says is in dir_/err.
+  std::string Verify(const std::string& model, const std::string& store) const {
+    const std::string command =
+        absl::StrCat(BinaryDir(), "/bin/tim4rec verify --backend cpu --model ", model, " --store ",
+                     store, " >", dir_, "/out 2>", dir_, "/err");
+    EXPECT_EQ(std::system(command.c_str()), 0);
+    return Read(dir_ + "/out");
   }
 
   void WaitForSteps(int64_t more) const {
@@ -160,13 +174,92 @@ TEST_F(DeviceLoss, TheSameProcessGoesOnAndNothingIsLost) {
     const size_t said = log.find("the device is lost; the CPU serves");
     EXPECT_NE(said, std::string::npos) << log;
     EXPECT_EQ(log.find("the device is lost; the CPU serves", said + 1), std::string::npos) << log;
-    const std::string command =
-        absl::StrCat(BinaryDir(), "/bin/tim4rec verify --backend cpu --model ", kTinyModel,
-                     " --store ", dir_, "/", dies_at, " >", dir_, "/out 2>", dir_, "/err");
-    EXPECT_EQ(std::system(command.c_str()), 0);
-    EXPECT_EQ(Read(dir_ + "/out"), "");
+    EXPECT_EQ(Verify(kTinyModel, dir_ + "/" + dies_at), "");
     EXPECT_THAT(Read(dir_ + "/err"), HasSubstr(absl::StrCat(users, " users, ", events, " events")));
   }
+}
+
+// With model.window_encoding: bulk. The device's answers are near those of a server that is exact,
+// and theirs once it is lost; states are the same all along.
+TEST_F(DeviceLoss, WindowsEncodedInBulkAreEncodedExactlyThen) {
+  ModelConfig config;
+  config.variant = Variant::kPublished;
+  config.is_time = true;
+  config.n_items = 61;
+  config.hidden_size = 16;
+  config.head_dim = 8;
+  config.time_write = config.time_decay = config.time_query = false;
+  config.max_item_list_length = 10;
+  const std::string model = dir_ + "/model", data = dir_ + "/data";
+  ASSERT_TRUE(WritePackage(model, MakeTinyModel(config, 5)).ok());
+  const auto start = [&](const std::string& store, const std::string& program) {
+    auto server = std::make_unique<ServerProcess>(
+        std::vector<std::string>{"--model", model, "--data", store, "--listen", "127.0.0.1:0",
+                                 "--metrics-listen", "127.0.0.1:0"},
+        program);
+    EXPECT_TRUE(server->WaitUntilServing()) << server->errors();
+    return server;
+  };
+  setenv("TEST_DEVICE_DIES_AT", "EncodeWindows", 1);
+  setenv("TIM4REC_MODEL_WINDOW_ENCODING", "bulk", 1);
+  server_ = start(data, "device_loss_server");
+  unsetenv("TIM4REC_MODEL_WINDOW_ENCODING");
+  setenv("TIM4REC_MODEL_BACKEND", "cpu", 1);
+  other_ = start(dir_ + "/other", "tim4rec-server");
+  unsetenv("TIM4REC_MODEL_BACKEND");
+  EXPECT_THAT(server_->errors(), HasSubstr("\"window_encoding\":\"bulk\""));
+  EXPECT_THAT(other_->errors(), HasSubstr("\"window_encoding\":\"exact\""));
+
+  const auto stub = Connect(*server_), other = Connect(*other_);
+  const auto scores = [](v1::Recommender::Stub& of, const std::string& user) {
+    v1::RecommendRequest request;
+    request.set_user_id(user);
+    request.set_as_of_ms(kBegin + 1'000'000);
+    request.set_k(60);
+    request.set_exclude_seen(false);
+    v1::RecommendResponse response;
+    Context context;
+    EXPECT_TRUE(of.Recommend(&context, request, &response).ok());
+    std::map<std::string, double> found;
+    for (const auto& item : response.items()) found[item.item_id()] = item.score();
+    return found;
+  };
+  bool differ = false;
+  for (int user = 0; user < 6; ++user) {
+    std::vector<std::pair<std::string, int64_t>> events;
+    for (int i = 0; i <= 4 * user; ++i) {
+      events.emplace_back(absl::StrCat("item", 1 + (7 * user + 5 * i) % 60), kBegin + 900 * i);
+    }
+    const std::string name = absl::StrCat("u", user);
+    for (v1::Recommender::Stub* to : {stub.get(), other.get()}) {
+      Context context;
+      v1::RecordInteractionsResponse response;
+      ASSERT_TRUE(to->RecordInteractions(&context, RecordOf(name, events), &response).ok());
+    }
+    const auto near = scores(*stub, name), exact = scores(*other, name);
+    ASSERT_EQ(near.size(), 60u);
+    double most = 0;
+    for (const auto& [item, score] : exact) most = std::max(most, std::fabs(score));
+    for (const auto& [item, score] : exact) {
+      EXPECT_NEAR(near.at(item), score, 0.05 * most) << name << " " << item;
+      differ = differ || near.at(item) != score;
+    }
+  }
+  EXPECT_TRUE(differ);
+  server_->Signal(SIGUSR2);
+  for (int i = 0; i < 600 && HealthOf(*server_, "tim4rec.device") == 1; ++i) {
+    scores(*stub, "u0");  // until the signal has arrived
+  }
+  EXPECT_EQ(HealthOf(*server_, "tim4rec.device"), 2);
+  for (int user = 0; user < 6; ++user) {
+    const std::string name = absl::StrCat("u", user);
+    EXPECT_EQ(scores(*stub, name), scores(*other, name)) << name;
+  }
+  EXPECT_THAT(HttpGet(server_->metrics_address(), "/metrics"),
+              HasSubstr("\ntim4rec_device_lost 1\n"));
+  server_->Signal(SIGTERM);
+  EXPECT_EQ(server_->Wait(), 0);
+  EXPECT_EQ(Verify(model, data), "");
 }
 
 }  // namespace

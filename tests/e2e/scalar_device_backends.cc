@@ -50,12 +50,14 @@ const bool waits_for_the_signal = [] {
 
 }  // namespace
 
-const BackendRegistry& BuiltinBackends(WindowEncoding /*windows*/) {
-  static const auto* const registry = [] {
+// A server always asks for the same.
+const BackendRegistry& BuiltinBackends(WindowEncoding windows) {
+  static const auto* const registry = [windows] {
     auto* backends = new BackendRegistry;
-    backends->factories["cuda"] = [](std::shared_ptr<const ModelPackage> package) {
+    backends->factories["cuda"] = [windows](std::shared_ptr<const ModelPackage> package) {
       CudaOptions options = cuda::SmallOptions();
       options.state_chunk_bytes = 64 << 10;
+      options.windows = windows;
       return CreateCudaBackendOn(std::make_unique<cuda::ScalarDevice>(&Script()),
                                  std::move(package), options);
     };
