@@ -38,6 +38,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr char kDefaultQueryFeatures[] = "gap,trend";
+
 struct TrainArguments {
   std::string data;
   std::string out;
@@ -45,7 +47,7 @@ struct TrainArguments {
   bool skip_bad_rows = false;
   std::string variant = "streaming";
   std::string conv_activation = "silu";
-  bool no_time = false, no_time_write = false, no_time_decay = false, no_ffn = false;
+  bool no_time = false, time_write = false, time_decay = false, no_ffn = false;
   bool p2p_residual = false;
   std::optional<std::string> init, query_features;
   std::optional<int64_t> max_length;
@@ -151,8 +153,8 @@ std::string Summary(const TrainArguments& arguments, const Dataset& data,
         {"events", data.n_events},
         {"min_count", arguments.min_count}}},
       {"variant", arguments.variant},
-      {"query_features",
-       arguments.query_features.value_or(arguments.variant == "streaming" ? "gap" : "none")},
+      {"query_features", arguments.query_features.value_or(
+                             arguments.variant == "streaming" ? kDefaultQueryFeatures : "none")},
       {"protocol",
        "leave one out, whole catalogue ranked, seen items included, asked at "
        "the target's timestamp"},
@@ -246,10 +248,10 @@ void ConfigureInit(const std::string& name, TrainOptions* options) {
 absl::Status Configure(TrainArguments* a) {
   ModelConfig& config = a->config;
   const bool published = a->variant == "published", streaming = a->variant == "streaming";
-  if (!streaming && (a->no_time_write || a->no_time_decay || a->query_features)) {
+  if (!streaming && (a->time_write || a->time_decay || a->query_features)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--no-time-write, --no-time-decay and --query-features are of --variant "
-                     "streaming, not ",
+        absl::StrCat("--time-write, --time-decay and --query-features are of --variant streaming, "
+                     "not ",
                      a->variant));
   }
   if (a->init && !streaming && a->variant != "no-time") {
@@ -264,11 +266,11 @@ absl::Status Configure(TrainArguments* a) {
   config.conv_activation =
       a->conv_activation == "silu" ? Activation::kSilu : Activation::kHardswish;
   config.is_ffn = !a->no_ffn;
-  config.time_write = streaming && !a->no_time_write;
-  config.time_decay = streaming && !a->no_time_decay;
+  config.time_write = a->time_write;
+  config.time_decay = a->time_decay;
   config.time_query = false;
   if (streaming) {
-    auto features = ConfigureQuery(a->query_features.value_or("gap"), a);
+    auto features = ConfigureQuery(a->query_features.value_or(kDefaultQueryFeatures), a);
     if (!features.ok()) return features;
   }
   if (a->init) ConfigureInit(*a->init, &a->options);
@@ -433,19 +435,18 @@ void AddModelOptions(CLI::App* command, TrainArguments* a) {
   command->add_option("--heads", a->options.attention_heads, "sasrec: attention heads")
       ->check(Between(1, 1 << 12))
       ->group(group);
-  command
-      ->add_flag("--no-time-write", a->no_time_write, "Gaps do not change how events are written")
+  command->add_flag("--time-write", a->time_write, "Gaps change how strongly events are written")
       ->group(group);
-  command->add_flag("--no-time-decay", a->no_time_decay, "States do not decay over real time")
-      ->group(group);
+  command->add_flag("--time-decay", a->time_decay, "States decay over real time")->group(group);
   command
       ->add_option("--query-features", a->query_features,
                    "What is known when a recommendation is asked for, by commas, or none. gap: the "
-                   "time since the last event. trend: the items' use in the weeks before, as far "
-                   "as the package's data go. Candidates, measured but not served, so that OUT "
+                   "time since the last event. trend: the items' use in the weeks before, from "
+                   "the training data on by what the server records. Candidates, measured but not "
+                   "served, so that OUT "
                    "gets figures as with sasrec: calendar (hour and weekday in UTC; needs gap), "
                    "age (time since an item's first use)")
-      ->default_str("gap")
+      ->default_str(kDefaultQueryFeatures)
       ->group(group);
   command
       ->add_option("--init", a->init,
