@@ -137,6 +137,7 @@ int Main(int argc, char** argv) {
   LoadOptions& load = arguments.load;
   CLI::App app("Load for a running tim4rec-server: throughput and latency of one scenario.");
   app.name("tim4rec-loadgen");
+  app.set_version_flag("--version", "tim4rec-loadgen " TIM4REC_VERSION);
   app.footer("Exit code 1 if anything was not answered well, 2 for faulty arguments.");
   const std::map<std::string, Scenario> scenarios = {{"recommend", Scenario::kRecommend},
                                                      {"record", Scenario::kRecord},

@@ -91,6 +91,7 @@ int Serve(const ServerConfig& config, const ConfigLayers& layers) {
 int Main(int argc, char** argv) {
   CLI::App app("Sequential recommendation over gRPC with a state per user.");
   app.name("tim4rec-server");
+  app.set_version_flag("--version", "tim4rec-server " TIM4REC_VERSION);
   std::map<std::string, std::string> flags;
   std::string file;
   bool print_config = false;

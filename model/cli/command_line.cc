@@ -14,6 +14,7 @@ int RunCommandLine(int argc, char** argv) {
   CLI::App app(
       "Sequential recommendation with a state-space model: trains, measures, recommends, verifies.",
       "tim4rec");
+  app.set_version_flag("--version", "tim4rec " TIM4REC_VERSION);
   app.require_subcommand(1);
   app.option_defaults()->always_capture_default();
   app.get_formatter()->column_width(36);

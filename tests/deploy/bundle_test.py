@@ -97,6 +97,8 @@ class Bundle(unittest.TestCase):
             server.terminate()
             self.assertEqual(server.wait(timeout=60), 0, log.read_text())
         self.assertIn("recommend", self.run_inside("tim4rec", "--help"))
+        for program in ("tim4rec", "tim4rec-server", "tim4rec-loadgen"):
+            self.assertRegex(self.run_inside(program, "--version"), rf"^{program} \d+\.\d+\.\d+$")
         store = ("--store", "/data/store", "--model", "/opt/anywhere/model")
         self.assertEqual(self.run_inside("tim4rec", "verify", *store), "")
         rows = self.run_inside("tim4rec", "batch", "--k", "3", *store).splitlines()
