@@ -240,6 +240,8 @@ absl::Status RocksDbStore::Rep::OpenAnew(const absl::Status& cause) {
   generation.fetch_add(1);
   absl::Status opened = Open();
   for (const auto& observer : Observers()) {
+    // Whoever follows the counts is not left behind them: the store stays closed.
+    if (opened.ok()) opened = use_fault;
     if (!opened.ok()) break;
     observer->Begin();
     opened = TellAll(*observer, UseIterator());

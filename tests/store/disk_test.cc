@@ -240,5 +240,34 @@ TEST_F(Disk, AFlippedBitInATableOfCountsIsMadeGoodFromTheLogs) {
   }
 }
 
+// Opened anew on damage that nothing makes good: a model that followed the counts would go on with
+// old ones.
+TEST_F(Disk, WithoutCountsAStoreThatIsFollowedStaysClosed) {
+  {
+    auto store = Open();
+    std::vector<Event> events;
+    for (int i = 0; i < 200; ++i) {
+      const std::string noise = absl::StrCat(random_(), random_(), random_(), random_());
+      events.push_back({absl::StrCat("item ", i, " ", noise), i, ""});
+    }
+    ASSERT_TRUE(AppendTo(*store, "alice", events).ok());
+  }
+  Open().reset();
+  auto store = Open();
+  auto observer = std::make_shared<CountingObserver>();
+  ASSERT_TRUE(store->ObserveUse(observer).ok());
+  FlipBitIn(dir_.store(), "item 100 ", "tim4rec.UseSum");
+  FlipBitIn(dir_.store(), "item 100 ", UserPrefix("alice"));
+  fs_->FailWrites(true);
+  EXPECT_FALSE(AppendTo(*store, "bob", {{"item", 1, ""}}, Durability::kSynced).ok());
+  fs_->FailWrites(false);
+  for (int attempt = 0; attempt < 3; ++attempt) EXPECT_FALSE(store->CheckWritable().ok());
+  EXPECT_EQ(AppendTo(*store, "bob", {{"item", 1, ""}}).status().code(),
+            absl::StatusCode::kUnavailable);
+  observer.reset();
+  EXPECT_TRUE(WritableSoon(*store)) << store->CheckWritable();
+  EXPECT_TRUE(AppendTo(*store, "bob", {{"item", 1, ""}}).ok());
+}
+
 }  // namespace
 }  // namespace tim4rec
