@@ -173,7 +173,9 @@ TEST_F(PowerLoss, ATruncationIsThereWholeOrNotAtAll) {
     ASSERT_NE(store, nullptr);
     user.Verify(*store, attempted);
     // All of one day: those that are left, and those that were removed.
-    EXPECT_EQ(StoredUse(*store), UseCounts({{{0, "item"}, user.appended()}}));
+    UseCounts counted;
+    if (user.appended() > 0) counted[{0, "item"}] = user.appended();
+    EXPECT_EQ(StoredUse(*store), counted);
   }
 }
 
