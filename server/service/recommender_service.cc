@@ -42,8 +42,10 @@ class Call final : public grpc::ServerUnaryReactor, public Job {
     status = deps_.access->Check(deps_.access->CredentialOf(*context_), Codec::kMethod);
     if (status.ok()) status = Decode(request);
     if (status.ok()) {
-      status = deps_.pipeline->Submit(this);
-      if (status.ok()) return;
+      // Once submitted it is the worker's, which may have completed and deleted it by now.
+      absl::Status submitted = deps_.pipeline->Submit(this);
+      if (submitted.ok()) return;
+      status = std::move(submitted);
       if (absl::IsResourceExhausted(status)) SetRetryDelay(retry_after, &status);
     }
     Complete();
