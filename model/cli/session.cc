@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
@@ -20,7 +21,7 @@ namespace tim4rec {
 namespace {
 
 constexpr int kBarWidth = 24;
-bool progress_line_shown = false;
+std::atomic<bool> progress_line_shown = false;  // threads of a batch say things too
 
 // Whether a message begins with "PATH:LINE:", as those about rows do.
 bool NamesLine(absl::string_view message, const std::string& path) {
@@ -31,7 +32,7 @@ bool NamesLine(absl::string_view message, const std::string& path) {
 }  // namespace
 
 void Say(const std::string& line) {
-  std::fprintf(stderr, "%s%s\n", std::exchange(progress_line_shown, false) ? "\r\033[K" : "",
+  std::fprintf(stderr, "%s%s\n", progress_line_shown.exchange(false) ? "\r\033[K" : "",
                line.c_str());
   std::fflush(stderr);
 }
@@ -54,7 +55,7 @@ void ProgressLine::Show(double done, const std::string& text) {
 }
 
 void ProgressLine::Clear() {
-  if (shown_ && std::exchange(progress_line_shown, false)) {
+  if (shown_ && progress_line_shown.exchange(false)) {
     std::fprintf(stderr, "\r\033[K");
     std::fflush(stderr);
   }
