@@ -1,8 +1,10 @@
 #include "server/service/admin_service.h"
 
+#include <condition_variable>
+#include <mutex>
+
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "server/service/admin_requests.h"
 #include "server/service/call_metadata.h"
@@ -31,13 +33,20 @@ class WaitedJob final : public Job {
  public:
   absl::Status SubmitAndWait(Pipeline* pipeline) {
     if (absl::Status submitted = pipeline->Submit(this); !submitted.ok()) return submitted;
-    done_.WaitForNotification();
+    std::unique_lock lock(mutex_);
+    completed_.wait(lock, [this] { return done_; });
     return status;
   }
-  void Complete() override { done_.Notify(); }
+  void Complete() override {
+    std::lock_guard lock(mutex_);  // till after notify_one, as the waiting thread deletes this
+    done_ = true;
+    completed_.notify_one();
+  }
 
  private:
-  absl::Notification done_;
+  std::mutex mutex_;
+  std::condition_variable completed_;
+  bool done_ = false;
 };
 
 }  // namespace
