@@ -10,6 +10,7 @@ import argparse
 import collections
 import concurrent.futures
 import csv
+import json
 import os
 import sys
 import time
@@ -26,6 +27,10 @@ COLUMNS = {"user": ("user_id", "userid", "user"),
 THIRTY_DAYS_MS = 30 * 86_400_000
 CALLS_IN_FLIGHT = 16
 EVENTS_PER_CALL = 500
+# What a server that has too much to do refuses is sent again, in all within some ten seconds.
+RETRIES = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": {
+    "maxAttempts": 5, "initialBackoff": "0.3s", "maxBackoff": "8s", "backoffMultiplier": 3,
+    "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"]}}]})
 MILLISECONDS_FROM = 1e11  # a larger timestamp is in milliseconds already
 
 
@@ -114,7 +119,7 @@ def main():
     histories = {u: h for u, h in read_histories(args.interactions, titles).items() if len(h) >= 3}
     if not histories:
         sys.exit(f"{args.interactions}: no user has three interactions with items that the model knows")
-    stub = rpc.RecommenderStub(grpc.insecure_channel(args.address))
+    stub = rpc.RecommenderStub(grpc.insecure_channel(args.address, [("grpc.service_config", RETRIES)]))
 
     started = time.monotonic()
     record_all(stub, "record histories", [(u, h[:-2]) for u, h in histories.items()])
