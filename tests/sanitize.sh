@@ -7,12 +7,14 @@
 #   both   e2e_disk_test preloads a library, and a sanitizer's own must be the first one of a process;
 #          fuzz_* run clang's sanitizer (the gcc builds of the targets, fuzz_*_corpus, run under ours);
 #          instruction_counts is of the release build
-#   tsan   server_stream_test runs gRPC's server and client within one process: Debian's gRPC is not built for tsan, which
+#   tsan   tests/gpu is one thread; bundle_test runs where tsan.supp is not;
+#          server_stream_test runs gRPC's server and client within one process: Debian's gRPC is not built for tsan, which
 #          therefore misses how gRPC's threads hand over to one another, and reports every such step. The same code runs in
 #          the server of all e2e tests. Of RocksDB, not built for it either, see tsan.supp
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export ASAN_OPTIONS="abort_on_error=1:${ASAN_OPTIONS:-}"
+# The default quarantine, 256 MB, would hide what tests of memory look for.
+export ASAN_OPTIONS="abort_on_error=1:quarantine_size_mb=32:${ASAN_OPTIONS:-}"
 export LSAN_OPTIONS="suppressions=$PWD/tests/lsan.supp:print_suppressions=0:${LSAN_OPTIONS:-}"
 export UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1:${UBSAN_OPTIONS:-}"
 export TSAN_OPTIONS="halt_on_error=1:second_deadlock_stack=1:ignore_noninstrumented_modules=1:suppressions=$PWD/tests/tsan.supp:${TSAN_OPTIONS:-}"

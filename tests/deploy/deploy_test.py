@@ -125,6 +125,7 @@ class Quickstart(unittest.TestCase):
         self.env = {"PATH": "/usr/local/cuda/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": folder.name,
                     "TIM4REC_PRESET": PRESET, "TIM4REC_RUN": str(pathlib.Path(folder.name, "run")),
                     "TIM4REC_TRAIN_FLAGS": "--epochs 2"}
+        self.env |= {name: value for name, value in os.environ.items() if name.endswith("SAN_OPTIONS")}
         run(sys.executable, DEPLOY / "synthesize.py", self.data, "--users", 40, "--items", 80, "--events", 20)
 
     def test_from_a_file_to_recommendations(self):

@@ -203,7 +203,8 @@ class Abuse(WithServers):
         self.assertTrue(self.connect(router.address).recommend("u").items)
         grown = [abuse.memory_mib(p) - b for p, b in zip(processes, before)]
         # http2_max_concurrent_streams calls of 20 kB each at most, where 30 MB of headers and 5000 calls were sent.
-        self.assertLess(max(grown), 28, f"MiB, of the server and of each process of nginx: {grown}")
+        most = float(os.environ.get("TIM4REC_TEST_MOST_MIB", 28))
+        self.assertLess(max(grown), most, f"MiB, of the server and of each process of nginx: {grown}")
         endless.close()
         flood.close()
 

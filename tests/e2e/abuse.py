@@ -101,10 +101,10 @@ class Connection:
 
     def frames(self):
         """Frames as they come, as (kind, flags, stream, payload), until the server closes."""
-        self.socket.settimeout(30)
         buffer = b""
         while True:
             while len(buffer) < 9 or len(buffer) < 9 + int.from_bytes(buffer[:3], "big"):
+                self.socket.settimeout(30)
                 part = self.socket.recv(65536)
                 if not part:
                     return

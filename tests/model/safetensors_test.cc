@@ -4,7 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <algorithm>
 #include <filesystem>
 #include <random>
 
@@ -17,7 +17,7 @@ using ::testing::HasSubstr;
 // Aligned bytes, as a mapped file's are.
 struct Bytes {
   explicit Bytes(const std::string& text) : words((text.size() + 7) / 8), size(text.size()) {
-    std::memcpy(words.data(), text.data(), text.size());
+    std::ranges::copy(text, reinterpret_cast<char*>(words.data()));
   }
   std::span<const std::byte> span() const { return std::as_bytes(std::span(words)).first(size); }
 
