@@ -42,7 +42,7 @@ class Call final : public grpc::ServerUnaryReactor, public Job {
     status = deps_.access->Check(deps_.access->CredentialOf(*context_), Codec::kMethod);
     if (status.ok()) status = Decode(request);
     if (status.ok()) {
-      // Once submitted it is the worker's, which may have completed and deleted it by now.
+      // Once submitted it is the worker's, which may be setting `status`.
       absl::Status submitted = deps_.pipeline->Submit(this);
       if (submitted.ok()) return;
       status = std::move(submitted);
