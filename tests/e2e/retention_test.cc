@@ -64,6 +64,7 @@ class Retention : public ServerTest {
         << "pipeline: {workers: " << 1 + random_() % 3
         << ", max_resident_users: " << kResidents[random_() % 2]
         << ", checkpoint_interval_ms: " << random_() % 2 * 5
+        << ", queue_delay_ms: 10000"  // nobody is refused, however slow all is
         << "}\nstore: {max_events_per_user: " << kMost[random_() % 3]
         << ", write_buffer_bytes: " << (random_() % 2 == 0 ? 64 << 10 : 64 << 20)
         << "}\nlog: {level: warning}\n";
