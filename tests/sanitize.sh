@@ -7,10 +7,8 @@
 #   both   e2e_disk_test preloads a library, and a sanitizer's own must be the first one of a process;
 #          fuzz_* run clang's sanitizer (the gcc builds of the targets, fuzz_*_corpus, run under ours);
 #          instruction_counts is of the release build
-#   tsan   tests/gpu is one thread; bundle_test runs where tsan.supp is not;
-#          server_stream_test runs gRPC's server and client within one process: Debian's gRPC is not built for tsan, which
-#          therefore misses how gRPC's threads hand over to one another, and reports every such step. The same code runs in
-#          the server of all e2e tests. Of RocksDB, not built for it either, see tsan.supp
+#   tsan   tests/gpu is one thread; bundle_test runs where tsan.supp is not. That file says what tsan cannot see of
+#          gRPC and RocksDB, which Debian has not built for it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # The default quarantine, 256 MB, would hide what tests of memory look for.
