@@ -483,6 +483,11 @@ TEST_F(RetentionTest, CutsWhileAPromotionRefoldsLeaveBothStatesThoseOfAllEvents)
       EXPECT_TRUE(StatusOf(std::move(job)).ok());
     }
   }
+  for (int u = 0; u < kUsers; ++u) {
+    for (int wait = 0; wait < 2000 && Removed(user(u)) <= 150; ++wait) {
+      absl::SleepFor(absl::Milliseconds(5));
+    }
+  }
   ASSERT_TRUE(pipeline_->Drain().ok());
   for (int u = 0; u < kUsers; ++u) {
     EXPECT_GT(Removed(user(u)), 150u);
