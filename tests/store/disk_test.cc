@@ -26,6 +26,16 @@ class Disk : public FaultTest {
     }
     return true;
   }
+
+  // 200, of items too random to be compressed: the tests look for them in the tables.
+  std::vector<Event> NoisyEvents() {
+    std::vector<Event> events;
+    for (int i = 0; i < 200; ++i) {
+      const std::string noise = absl::StrCat(random_(), random_(), random_(), random_());
+      events.push_back({absl::StrCat("item ", i, " ", noise), i, ""});
+    }
+    return events;
+  }
 };
 
 TEST_F(Disk, FullDiskLeavesNothingHalfApplied) {
@@ -204,18 +214,11 @@ TEST_F(Disk, AFlippedBitInATableIsDataLossForItsUserOrAnAbsentState) {
   EXPECT_TRUE(store->CheckWritable().ok());
 }
 
-// Both damaged: what can be read is served, and no count is.
 TEST_F(Disk, AFlippedBitInATableOfCountsIsMadeGoodFromTheLogs) {
   UseCounts sound;
   {
     auto store = Open();
-    std::vector<Event> events;
-    for (int i = 0; i < 200; ++i) {
-      // Too random to be compressed: the test looks for it in the tables.
-      const std::string noise = absl::StrCat(random_(), random_(), random_(), random_());
-      events.push_back({absl::StrCat("item ", i, " ", noise), i, ""});
-    }
-    ASSERT_TRUE(AppendTo(*store, "alice", events).ok());
+    ASSERT_TRUE(AppendTo(*store, "alice", NoisyEvents()).ok());
     sound = StoredUse(*store);
   }
   Open().reset();
@@ -227,6 +230,7 @@ TEST_F(Disk, AFlippedBitInATableOfCountsIsMadeGoodFromTheLogs) {
     EXPECT_EQ(ReadAll(*store, "alice").size(), 200u);
     ASSERT_TRUE(AppendTo(*store, "bob", {{"item", 1000, ""}}).ok());
   }
+  // Both damaged: what can be read is served, and no count is.
   Open().reset();
   FlipBitIn(dir_.store(), "item 100 ", "tim4rec.UseSum");
   FlipBitIn(dir_.store(), "item 100 ", UserPrefix("alice"));
@@ -245,12 +249,7 @@ TEST_F(Disk, AFlippedBitInATableOfCountsIsMadeGoodFromTheLogs) {
 TEST_F(Disk, WithoutCountsAStoreThatIsFollowedStaysClosed) {
   {
     auto store = Open();
-    std::vector<Event> events;
-    for (int i = 0; i < 200; ++i) {
-      const std::string noise = absl::StrCat(random_(), random_(), random_(), random_());
-      events.push_back({absl::StrCat("item ", i, " ", noise), i, ""});
-    }
-    ASSERT_TRUE(AppendTo(*store, "alice", events).ok());
+    ASSERT_TRUE(AppendTo(*store, "alice", NoisyEvents()).ok());
   }
   Open().reset();
   auto store = Open();
