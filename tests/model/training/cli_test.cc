@@ -151,6 +151,34 @@ TEST_F(CommandLine, EvaluateAgreesWithTrainAndItsDump) {
   EXPECT_THAT(valid.out, Not(HasSubstr("200+ events")));
 }
 
+TEST_F(CommandLine, FiguresOfRealDataAreThoseOfTheSharedEvaluator) {
+  const std::string shared = SourceDir() + "/../shared";
+  const std::string data = shared + "/data/ml-100k.inter";
+  if (!std::filesystem::exists(data)) GTEST_SKIP() << "no " << data;
+  const std::string model = directory_->path("real"), dump = directory_->path("real.tsv");
+  const Outcome trained = Run("train " + data + " --out " + model +
+                              " --hidden-size 16 --head-dim 8 --d-state 8 --epochs 1");
+  ASSERT_EQ(trained.code, 0) << trained.err;
+
+  for (const std::string split : {"valid", "test"}) {
+    const Outcome ours = Run("evaluate --model " + model + " " + data + " --split " + split +
+                             " --json --dump-topk " + dump);
+    ASSERT_EQ(ours.code, 0) << ours.err;
+    const std::string theirs = directory_->path("theirs.json");
+    const std::string command = "python3 " + shared + "/tools/evaluate_topk.py " + data + " " +
+                                dump + " --split " + split + " --json >" + theirs;
+    ASSERT_EQ(std::system(command.c_str()), 0);
+    const auto figures = nlohmann::json::parse(ours.out);
+    const auto expected = nlohmann::json::parse(directory_->Read("theirs.json"));
+    EXPECT_EQ(figures["users"], 943);
+    EXPECT_EQ(expected["answered"], 943);
+    for (const std::string metric : {"HR@10", "NDCG@10", "MRR@10", "HR@20", "NDCG@20", "MRR@20"}) {
+      EXPECT_GT(expected[metric], 0);
+      EXPECT_NEAR(figures[metric], expected[metric], 5.1e-6) << split << " " << metric;
+    }
+  }
+}
+
 TEST_F(CommandLine, RecommendsForEveryUserInOrder) {
   const std::string history = directory_->Write(
       "history.csv",
