@@ -1,15 +1,20 @@
 // Runs the real program `tim4rec`.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <set>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "model/weights/safetensors.h"
@@ -315,6 +320,55 @@ TEST_F(CommandLine, ResumeGoesOn) {
       Run("train " + data_ + " --out " + directory_->path("none") + Small() + " --resume");
   EXPECT_EQ(absent.code, 1);
   EXPECT_THAT(absent.err, HasSubstr("nothing to resume"));
+}
+
+// The epochs that a log reports as done, in order.
+std::vector<int> EpochsDone(const std::string& log) {
+  std::vector<int> epochs;
+  std::istringstream lines(log);
+  int epoch;
+  for (std::string line; std::getline(lines, line);) {
+    if (std::sscanf(line.c_str(), "epoch %d/", &epoch) == 1) epochs.push_back(epoch);
+  }
+  return epochs;
+}
+
+TEST_F(CommandLine, KilledAtAnyMomentItLosesAtMostOneEpochAndNoBit) {
+  const std::string train = "train " + data_ + Small() + " --epochs 30 --patience 30 --out ";
+  const std::string whole = directory_->path("whole"), out = directory_->path("killed");
+  ASSERT_EQ(Run(train + whole).code, 0);
+
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937 random(seed);
+  int done = 0;
+  for (int kills = 0; kills < 5; ++kills) {
+    const std::string log = directory_->Write("log", "");
+    const std::string command = "exec " + BinaryDir() + "/bin/tim4rec " + train + out +
+                                (kills > 0 ? " --resume" : "") + " 2>" + log + " </dev/null";
+    const pid_t child = fork();
+    if (child == 0) {
+      execl("/bin/sh", "sh", "-c", command.c_str(), static_cast<char*>(nullptr));
+      _exit(127);
+    }
+    const size_t epochs = 1 + random() % 3;
+    siginfo_t ended{};  // stays zero while it runs; WNOWAIT keeps the process id ours
+    while (EpochsDone(directory_->Read("log")).size() < epochs && ended.si_pid == 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      ASSERT_EQ(waitid(P_PID, child, &ended, WEXITED | WNOHANG | WNOWAIT), 0);
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 20000));
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+    const std::vector<int> seen = EpochsDone(directory_->Read("log"));
+    ASSERT_FALSE(seen.empty()) << directory_->Read("log");
+    EXPECT_GE(seen.front(), done) << "an epoch before the last was lost";
+    done = seen.back();
+  }
+  EXPECT_LT(done, 30) << "training ended before the last kill";
+  ASSERT_EQ(Run(train + out + " --resume").code, 0);
+  EXPECT_EQ(directory_->Read("killed/weights.safetensors"),
+            directory_->Read("whole/weights.safetensors"));
 }
 
 TEST_F(CommandLine, FailuresExitWithOneAndSayWhy) {
