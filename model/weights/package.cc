@@ -548,13 +548,15 @@ absl::Status WritePackage(const std::string& dir, const PackageContents& content
   SafetensorsWriter probe;
   AddProbe(columns, contents.config.hidden_size, &probe);
   const std::string probe_header = probe.Header();
-  std::map<std::string, FilePieces> files = {
+  FilePieces trend_pieces;
+  if (contents.trend) trend_pieces.push_back(std::as_bytes(std::span(trend)));
+  const std::map<std::string, FilePieces> files = {
       {kConfigFile, {std::as_bytes(std::span(config_json))}},
       {kWeightsFile, PiecesOf(weights_header, weights)},
       {kItemsFile, {std::as_bytes(std::span(items))}},
       {kProbeFile, PiecesOf(probe_header, probe)},
-      {kMetricsFile, {std::as_bytes(std::span(contents.metrics_json))}}};
-  if (contents.trend) files[kTrendFile] = {std::as_bytes(std::span(trend))};
+      {kMetricsFile, {std::as_bytes(std::span(contents.metrics_json))}},
+      {kTrendFile, trend_pieces}};
   return ReplaceDirectory(dir, files);
 }
 

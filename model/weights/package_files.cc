@@ -264,6 +264,7 @@ absl::Status ReplaceDirectory(const std::string& dir,
     fs::remove_all(staged, ignored);
   };
   for (const auto& [name, pieces] : files) {
+    if (pieces.empty()) continue;
     if (absl::Status status = WriteFile((staged / name).string(), pieces); !status.ok()) {
       return status;
     }

@@ -27,9 +27,10 @@ absl::StatusOr<std::vector<Item>> ParseItems(std::string_view text);
 using FilePieces = std::vector<std::span<const std::byte>>;
 
 // Puts a directory with exactly these files at `dir`, replacing a package that is there. Files and
-// directories are synced before they become visible. Entries of a replaced directory that are not
-// in `files` are moved to the new one. FAILED_PRECONDITION if `dir` is something else than a
-// package or an empty directory; UNAVAILABLE for failures of the file system.
+// directories are synced before they become visible. A file without pieces is none, now or before;
+// entries of a replaced directory that are not in `files` are moved to the new one.
+// FAILED_PRECONDITION if `dir` is something else than a package or an empty directory; UNAVAILABLE
+// for failures of the file system.
 absl::Status ReplaceDirectory(const std::string& dir,
                               const std::map<std::string, FilePieces>& files);
 

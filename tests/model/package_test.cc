@@ -252,13 +252,14 @@ TEST_F(PackageTest, ATrendIsThereAsWrittenOrNotServed) {
   EXPECT_THAT(Message(ModelPackage::Open(Dir()).status()), HasSubstr("trend.safetensors: config"));
   fs::remove(path);
   EXPECT_EQ(ModelPackage::Open(Dir()).status().code(), absl::StatusCode::kNotFound);
-  // A package without one that replaces it has none, whatever lies beside it.
+  // A package without one that replaces it has none.
   ASSERT_TRUE(WritePackage(Dir(), contents).ok());
   contents.trend.reset();
   ASSERT_TRUE(WritePackage(Dir(), contents).ok());
   const auto package = ModelPackage::Open(Dir());
   ASSERT_TRUE(package.ok()) << package.status();
   EXPECT_EQ((*package)->trend(), nullptr);
+  EXPECT_FALSE(fs::exists(path)) << "that of the replaced package";
 }
 
 TEST(TrendFile, RefusesWhatIsMalformed) {
