@@ -38,7 +38,7 @@ class Bundle(unittest.TestCase):
                        capture_output=True)
 
     def test_every_library_but_glibc_is_within(self):
-        for program in ("tim4rec-server", "tim4rec-loadgen", "tim4rec"):
+        for program in ("tim4rec-server", "tim4rec-loadgen", "tim4rec", "libtim4rec_torch.so"):
             # As another machine: the loader of this one, told of no folder and no cache of libraries.
             listed = subprocess.run(["ldd", self.bundle / "bin" / program], capture_output=True, text=True, check=True).stdout
             libraries = dict(re.findall(r"^\s*(\S+) => (\S+)", listed, re.M))
@@ -48,7 +48,8 @@ class Bundle(unittest.TestCase):
                     self.assertTrue(path.startswith(str(self.bundle / "lib")) or path.startswith(
                         str(self.bundle / "bin" / ".." / "lib")), f"{program}: {name} is {path}")
                     # The service needs nothing that the CLI brought.
-                    self.assertTrue(program == "tim4rec" or name in self.of_service, f"{program}: {name}")
+                    self.assertTrue("torch" in program or program == "tim4rec" or name in self.of_service,
+                                    f"{program}: {name}")
         self.assertEqual([p.name for p in (self.bundle / "lib").iterdir() if GLIBC.match(p.name)], [])
         self.assertEqual([name for name in self.of_service if "torch" in name], [])
 
@@ -101,8 +102,13 @@ class Bundle(unittest.TestCase):
             self.assertRegex(self.run_inside(program, "--version"), rf"^{program} \d+\.\d+\.\d+$")
         store = ("--store", "/data/store", "--model", "/opt/anywhere/model")
         self.assertEqual(self.run_inside("tim4rec", "verify", *store), "")
-        rows = self.run_inside("tim4rec", "batch", "--k", "3", *store).splitlines()
+        batch = ("tim4rec", "batch", *store, "--k", "3", "--as-of-ms", "4102444800000")
+        rows = [row.split("\t") for row in self.run_inside(*batch).splitlines()]
         self.assertEqual(len(rows), 20 * 3, rows)
+        for row, by_torch in zip(rows, self.run_inside(*batch, "--backend", "torch").splitlines(), strict=True):
+            user, item, score = by_torch.split("\t")
+            self.assertEqual([user, item], row[:2])
+            self.assertAlmostEqual(float(score), float(row[2]), delta=1e-4)
 
 
 if __name__ == "__main__":
